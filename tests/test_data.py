@@ -1,0 +1,269 @@
+"""From a folder, a zip, the network or nothing at all to one array of images."""
+
+import errno
+import hashlib
+import http.server
+import shutil
+import socket
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import blobs
+from PIL import Image
+from torchvision.transforms import v2
+
+import helpers
+
+
+def load(folder: Path, **subset: int) -> np.ndarray:
+    """All images of a folder, or a subset, as (n, 32, 32, 3)."""
+    resize = v2.Compose([v2.Resize(32), v2.CenterCrop(32)])
+    return helpers.load_images(helpers.find_images(folder, **subset), resize)
+
+
+def make_zip(folder: Path, archive: Path) -> Path:
+    """Pack a folder with its own name on top, as the official archive does."""
+    return Path(
+        shutil.make_archive(str(archive.with_suffix("")), "zip", folder.parent, folder.name)
+    )
+
+
+# ---------------------------------------------------------------------------------------- folders
+
+
+def test_images_are_found_at_any_depth_without_litter(image_dir):
+    paths = helpers.find_images(image_dir)
+    assert sorted(p.name for p in paths) == [f"{i:06d}.jpg" for i in range(1, 41)]
+
+
+@pytest.mark.parametrize("make", [True, False])
+def test_a_folder_without_images_is_named(tmp_path, make):
+    folder = tmp_path / "empty"
+    if make:
+        folder.mkdir()
+        (folder / "notes.txt").write_text("no image")
+    with pytest.raises(FileNotFoundError, match="empty.*set data_dir"):
+        helpers.find_images(folder)
+
+
+def test_every_shape_and_mode_becomes_a_square_rgb_image(tmp_path):
+    pixels = blobs(1, 60, 90, seed=1)[0]
+    image = Image.fromarray(pixels)
+    image.save(tmp_path / "wide.png")
+    image.rotate(90, expand=True).save(tmp_path / "tall.jpg")
+    image.convert("L").save(tmp_path / "grey.png")
+    image.convert("P").save(tmp_path / "palette.png")
+    image.convert("RGBA").save(tmp_path / "rgba.png")
+    image.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    image.resize((5, 7)).save(tmp_path / "tiny.bmp")
+    images = load(tmp_path)
+    assert images.shape == (7, 32, 32, 3) and images.dtype == np.uint8
+    grey = images[[p.name for p in helpers.find_images(tmp_path)].index("grey.png")]
+    assert (grey == grey[..., :1]).all()
+    middle = np.asarray(image.crop((15, 0, 75, 60)).resize((32, 32)), dtype=float)
+    wide = images[[p.name for p in helpers.find_images(tmp_path)].index("wide.png")]
+    assert np.abs(wide - middle).mean() < 3
+
+
+def test_aligned_originals_are_cropped_to_their_central_108_pixels(tmp_path):
+    pixels = np.zeros((218, 178, 3), dtype=np.uint8)
+    pixels[55:163, 35:143] = 200
+    Image.fromarray(pixels).save(tmp_path / "000001.png")
+    assert (load(tmp_path) == 200).all()
+
+
+def test_a_subset_is_random_and_repeatable(image_dir):
+    images = load(image_dir)
+    assert len(images) == 40
+    subset = load(image_dir, max_images=10, seed=1)
+    assert len(np.unique(subset, axis=0)) == 10
+    assert all((images == image).all(axis=(1, 2, 3)).any() for image in subset)
+    assert (subset == load(image_dir, max_images=10, seed=1)).all()
+    assert (subset != load(image_dir, max_images=10, seed=2)).any()
+    assert (images == load(image_dir, max_images=1000)).all()
+
+
+def test_all_files_that_are_no_images_are_named(image_dir):
+    (image_dir / "page.jpg").write_text("<html>404</html>")
+    (image_dir / "nothing.png").write_bytes(b"")
+    whole = (image_dir / "celeba" / "000002.jpg").read_bytes()
+    (image_dir / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="3 of 43 files") as caught:
+        load(image_dir)
+    assert all(name in str(caught.value) for name in ("page.jpg", "nothing.png", "cut.jpg"))
+    assert "Delete or replace" in str(caught.value)
+
+
+def test_a_batch_is_the_images_themselves():
+    images = blobs(6, 8, 8, seed=3)
+    dataset = helpers.ImageArray(images)
+    batch, labels = dataset.__getitems__([4, 1])
+    assert batch.shape == (2, 3, 8, 8) and labels.tolist() == [0, 0]
+    assert np.allclose(batch.permute(0, 2, 3, 1).numpy() * 255, images[[4, 1]])
+    assert (dataset[4][0] == batch[0]).all()
+
+
+# ------------------------------------------------------------------------------------------- zips
+
+
+def test_a_zip_is_unpacked_once(image_dir, tmp_path, cache):
+    archive = make_zip(image_dir, tmp_path / "faces.zip")
+    folder = helpers.get_data(archive)
+    assert folder.parent == cache
+    assert len(helpers.find_images(folder)) == 40
+    assert not any(p.name.startswith(".") for p in folder.rglob("*"))
+    before = folder.stat().st_mtime_ns
+    assert helpers.get_data(archive) == folder and folder.stat().st_mtime_ns == before
+    assert [p.name for p in cache.iterdir()] == [folder.name]
+
+
+def test_a_zip_with_images_on_top_keeps_them_together(image_dir, tmp_path, cache):
+    archive = tmp_path / "flat.zip"
+    with zipfile.ZipFile(archive, "w") as opened:
+        for path in helpers.find_images(image_dir)[:3]:
+            opened.write(path, path.name)
+    assert len(helpers.find_images(helpers.get_data(archive))) == 3
+
+
+def assert_nothing_left(cache: Path) -> None:
+    assert not cache.exists() or not list(cache.iterdir())
+
+
+def test_a_file_that_is_no_zip_is_named(tmp_path, cache):
+    archive = tmp_path / "faces.zip"
+    archive.write_text("<html>")
+    with pytest.raises(ValueError, match="faces.zip is no zip file"):
+        helpers.get_data(archive)
+    assert_nothing_left(cache)
+
+
+def test_a_damaged_zip_leaves_nothing(image_dir, tmp_path, cache):
+    archive = make_zip(image_dir, tmp_path / "faces.zip")
+    content = bytearray(archive.read_bytes())
+    content[len(content) // 3 : len(content) // 3 + 500] = bytes(500)
+    archive.write_bytes(content)
+    with pytest.raises(ValueError, match="faces.zip.*damaged"):
+        helpers.get_data(archive)
+    assert_nothing_left(cache)
+
+
+@pytest.mark.parametrize("name", ["../evil.jpg", "faces/../../evil.jpg", "/evil.jpg"])
+def test_an_entry_outside_the_folder_is_refused(image_dir, tmp_path, cache, name):
+    archive = make_zip(image_dir, tmp_path / "faces.zip")
+    with zipfile.ZipFile(archive, "a") as opened:
+        opened.writestr(name, b"evil")
+    with pytest.raises(ValueError, match="outside its folder"):
+        helpers.get_data(archive)
+    assert not list(tmp_path.rglob("evil.jpg")) and not Path("/evil.jpg").exists()
+    assert_nothing_left(cache)
+
+
+def test_a_zip_without_images_is_named(tmp_path, cache):
+    archive = tmp_path / "texts.zip"
+    with zipfile.ZipFile(archive, "w") as opened:
+        opened.writestr("__MACOSX/._1.jpg", b"litter")
+    with pytest.raises(ValueError, match="texts.zip holds no images"):
+        helpers.get_data(archive)
+
+
+def test_a_zip_that_is_not_there_is_not_downloaded(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.zip"):
+        helpers.get_data(tmp_path / "nowhere.zip")
+
+
+def test_too_little_space_is_known_before_unpacking(image_dir, tmp_path, cache, monkeypatch):
+    archive = make_zip(image_dir, tmp_path / "faces.zip")
+    free = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    with pytest.raises(OSError, match="disk is full.*free some space") as caught:
+        helpers.get_data(archive)
+    assert caught.value.errno == errno.ENOSPC and str(cache) in str(caught.value)
+    assert_nothing_left(cache)
+
+
+# ---------------------------------------------------------------------------------------- network
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Answers as ``behaviour`` says."""
+
+    content, behaviour = b"", "whole"
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        if self.behaviour == "404":
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.content)))
+        self.end_headers()
+        half = self.behaviour == "breaks off"
+        self.wfile.write(self.content[: len(self.content) // 2] if half else self.content)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(image_dir, tmp_path, cache, monkeypatch):
+    """A server that has the archive; returns its handler class."""
+    archive = make_zip(image_dir, tmp_path / "archive.zip")
+    handler = type("Handler", (Server,), {"content": archive.read_bytes()})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{running.server_port}/archive.zip"
+        monkeypatch.setattr(helpers, "ARCHIVE_URL", url)
+        monkeypatch.setattr(helpers, "ARCHIVE_SHA256", hashlib.sha256(handler.content).hexdigest())
+        yield handler
+        running.shutdown()
+
+
+def test_absent_data_are_downloaded_and_unpacked(server, tmp_path, capsys):
+    folder = helpers.get_data(tmp_path / "new" / "faces")
+    assert folder == tmp_path / "new" / "faces"
+    assert len(helpers.find_images(folder)) == 40
+    assert "downloading" in capsys.readouterr().out
+    assert [p.name for p in folder.parent.iterdir()] == ["faces"]
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "error", "message"),
+    [
+        ("wrong bytes", ValueError, "not the archive expected.*SHA-256"),
+        ("breaks off", OSError, "download of http.*failed.*Run the cell again"),
+        ("404", OSError, "download of http.*404.*Run the cell again"),
+    ],
+)
+def test_a_failed_download_leaves_nothing(server, tmp_path, cache, behaviour, error, message):
+    server.behaviour = behaviour
+    if behaviour == "wrong bytes":
+        server.content = b"<html>" + server.content
+    with pytest.raises(error, match=message):
+        helpers.get_data(tmp_path / "faces")
+    assert not (tmp_path / "faces").exists()
+    assert_nothing_left(cache)
+
+
+@pytest.mark.parametrize("stalls", [False, True])
+def test_without_network_the_offline_set_is_used(tmp_path, cache, monkeypatch, capsys, stalls):
+    monkeypatch.setattr(helpers, "OFFLINE_FACES", 24)
+    with socket.create_server(("127.0.0.1", 0)) as listening:  # never answers
+        port = listening.getsockname()[1]
+        if not stalls:
+            listening.close()
+        monkeypatch.setattr(helpers, "ARCHIVE_URL", f"http://127.0.0.1:{port}/archive.zip")
+        started = time.monotonic()
+        folder = helpers.get_data(tmp_path / "faces")
+        assert time.monotonic() - started < 10
+    assert "no network" in capsys.readouterr().out
+    assert not (tmp_path / "faces").exists()
+    images = load(folder)
+    assert (images == helpers.generate_faces(24, seed=0)).all()
+    assert helpers.get_data(tmp_path / "faces") == folder
