@@ -23,6 +23,7 @@ import threading
 import types
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -40,7 +41,7 @@ import torch
 from IPython import get_ipython
 from IPython.core.inputtransformer2 import TransformerManager
 from IPython.display import display
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -91,13 +92,15 @@ def get_data(data_dir: str | Path) -> Path:
         return folder
     if data_dir.suffix.lower() == ".zip":
         raise FileNotFoundError(f"There is no file {data_dir}: correct data_dir.")
-    if not _is_reachable(ARCHIVE_URL):
+    archive = CACHE / Path(ARCHIVE_URL).name
+    if not archive.is_file() and not _is_reachable(ARCHIVE_URL):
         print(
             f"There is no folder {data_dir} and no network to download it: "
             f"going on with {OFFLINE_FACES:,} faces drawn from the shipped weights."
         )
         return _offline_set()
-    print(f"There is no folder {data_dir}: downloading the CelebA faces (248 MB) to it.")
+    print(f"There is no folder {data_dir}: the CelebA faces (248 MB) go there.")
+    _check_writable(data_dir.parent, "data_dir")
     unpack(_download(ARCHIVE_URL, ARCHIVE_SHA256), data_dir)
     return data_dir
 
@@ -122,13 +125,15 @@ def _is_reachable(url: str, seconds: float = 8.0) -> bool:
 
 def _download(url: str, sha256: str) -> Path:
     """Download a file into the cache folder, or find it there; either way check its hash."""
-    progress = Progress(total=1, desc="Downloading", unit="B", unit_scale=True)
-    downloader = pooch.HTTPDownloader(progressbar=progress, chunk_size=2**18, timeout=30)
+
+    def fetch(url: str, output_file: str, pooch_: pooch.Pooch | None) -> None:
+        progress = Progress(total=1, desc="Downloading", unit="B", unit_scale=True)
+        get = pooch.HTTPDownloader(progressbar=progress, chunk_size=2**18, timeout=30)
+        get(url, output_file, pooch_)
+
     pooch.get_logger().setLevel("WARNING")
     try:
-        return Path(
-            pooch.retrieve(url, sha256, fname=Path(url).name, path=CACHE, downloader=downloader)
-        )
+        return Path(pooch.retrieve(url, sha256, fname=Path(url).name, path=CACHE, downloader=fetch))
     except ValueError as error:
         raise ValueError(
             f"What {url} sent is not the archive expected (its SHA-256 is wrong) and was deleted. "
@@ -143,6 +148,18 @@ def _download(url: str, sha256: str) -> Path:
         ) from error
 
 
+def _check_writable(folder: Path, setting: str) -> None:
+    """Make a folder, and try whether files can be written to it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OSError(
+            f"{folder} cannot be written to ({error.strerror}): set {setting} to a place where "
+            "you may write."
+        ) from error
+
+
 def _disk_full(folder: Path) -> OSError:
     return OSError(
         errno.ENOSPC,
@@ -153,10 +170,8 @@ def _disk_full(folder: Path) -> OSError:
 
 def _is_image_name(path: Path) -> bool:
     """Whether a path names an image: by its ending, and no litter such as ``__MACOSX/._1.jpg``."""
-    return (
-        path.suffix.lower() in IMG_EXTENSIONS
-        and not path.name.startswith(".")
-        and "__MACOSX" not in path.parts
+    return path.suffix.lower() in IMG_EXTENSIONS and not any(
+        part.startswith(".") or part == "__MACOSX" for part in path.parts
     )
 
 
@@ -181,23 +196,27 @@ def unpack(archive: str | Path, folder: str | Path) -> None:
         target = Path(temporary, "images").resolve()
         try:
             with zipfile.ZipFile(archive) as opened:
-                members = [m for m in opened.infolist() if _is_image_name(Path(m.filename))]
-                if not members:
-                    raise ValueError(f"{archive} holds no images: set data_dir to one that does.")
-                for member in members:
+                for member in opened.infolist():
                     if not (target / member.filename).resolve().is_relative_to(target):
                         raise ValueError(
                             f"{archive}: the entry {member.filename!r} would be written outside "
                             "its folder. Nothing was unpacked: do not use this archive."
                         )
+                members = [m for m in opened.infolist() if _is_image_name(Path(m.filename))]
+                if not members:
+                    raise ValueError(f"{archive} holds no images: set data_dir to one that does.")
                 needed = sum(member.file_size for member in members)
                 if needed > shutil.disk_usage(folder.parent).free:
                     raise _disk_full(folder.parent)
                 for member in Progress(members, desc=f"Unpacking {archive.name}", unit=" images"):
                     opened.extract(member, target)
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise ValueError(
                 f"{archive} is no zip file, or a damaged one ({error}): get it anew."
+            ) from error
+        except (RuntimeError, NotImplementedError) as error:  # a password, an unknown compression
+            raise ValueError(
+                f"{archive} cannot be unpacked ({error}): set data_dir to a plain zip or a folder."
             ) from error
         except OSError as error:
             raise (_disk_full(folder.parent) if error.errno == errno.ENOSPC else error) from None
@@ -271,7 +290,7 @@ def load_images(paths: list[Path], transform: Callable[[Image.Image], Image.Imag
     def load(path: Path) -> np.ndarray | str:
         try:
             with Image.open(path) as opened:
-                image = opened.convert("RGB")
+                image = ImageOps.exif_transpose(opened).convert("RGB")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             return f"{path} ({error})"
         if image.size == (178, 218):
@@ -336,10 +355,16 @@ def nearest_images(samples: np.ndarray, images: np.ndarray) -> tuple[np.ndarray,
         The nearest images' indices (n,) and their distances (n,), in grey levels from 0 to 255.
     """
     flat = torch.from_numpy(samples).flatten(1).float()
-    blocks = torch.from_numpy(images).flatten(1).split(8192)
-    distances = torch.cat([torch.cdist(flat, block.float()) for block in blocks], dim=1)
-    nearest = distances.min(dim=1)
-    return nearest.indices.numpy(), (nearest.values / math.sqrt(flat.shape[1])).numpy()
+    smallest = torch.full((len(flat),), math.inf)
+    nearest = torch.zeros(len(flat), dtype=torch.int64)
+    for start in range(0, len(images), 4096):  # a block at a time: memory stays small
+        block = torch.from_numpy(images[start : start + 4096]).flatten(1).float()
+        values, indices = torch.cdist(flat, block).min(dim=1)
+        nearest = torch.where(values < smallest, indices + start, nearest)
+        smallest = torch.minimum(values, smallest)
+    found = torch.from_numpy(images[nearest.numpy()]).flatten(1).float()
+    distances = (flat - found).square().mean(dim=1).sqrt()  # exact, where cdist rounds
+    return nearest.numpy(), distances.numpy()
 
 
 # ------------------------------------------------------------------------------------- networks
@@ -487,19 +512,29 @@ def generate_faces(n: int, seed: int, weights: str | Path = WEIGHTS) -> np.ndarr
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not a generator's, or does not fit the notebook's ``Generator``.
+        ValueError: if it is not a generator's, or does not fit the notebook's ``Generator``; or if
+            ``n`` is below 1.
     """
+    if n < 1:
+        raise ValueError(f"n is {n}: ask for at least one face.")
     try:
         with safetensors.safe_open(weights, framework="pt") as opened:
             metadata = opened.metadata() or {}
             state = {name: opened.get_tensor(name) for name in opened.keys()}
         sizes = {name: int(metadata[name]) for name in ("z_size", "conv_dim", "image_size")}
+        generator_class = load_definitions().Generator
         with torch.device("meta"):  # no first weights, and no random numbers drawn for them
-            G = load_definitions().Generator(**sizes)
+            G = generator_class(**sizes)
         G.load_state_dict(state, assign=True)
     except FileNotFoundError:
         raise FileNotFoundError(f"There is no file {weights}: train first.") from None
-    except (safetensors.SafetensorError, KeyError, RuntimeError) as error:
+    except (
+        safetensors.SafetensorError,
+        AttributeError,
+        KeyError,
+        ValueError,
+        RuntimeError,
+    ) as error:
         raise ValueError(
             f"{weights} does not hold weights of the notebook's Generator: {error}"
         ) from error
@@ -588,7 +623,9 @@ def apply_preset(
     elif preset == "auto":
         preset, why = "quick", "auto: there is no accelerator"
     if preset not in presets:
-        raise ValueError(f"preset is {preset!r}: set it to one of auto, {', '.join(presets)}.")
+        raise ValueError(
+            f"preset is {preset!r} ({why}): set it to one of auto, {', '.join(presets)}."
+        )
     given = {name: value for name, value in by_hand.items() if value is not None}
     settings = presets[preset] | given
     print(f"preset {preset} ({why})")
@@ -603,29 +640,32 @@ def check_settings(**settings: Any) -> None:
     Raises:
         ValueError: if a setting is out of its range; it names all of them.
     """
+    at_least_1 = ("a whole number, at least 1", lambda v: _is_whole(v) and v >= 1)
+    share = ("at least 0 and below 1", lambda v: 0 <= v < 1)
     ranges: dict[str, tuple[str, Callable[[Any], bool]]] = {
-        "image_size": ("32 or 64", lambda v: v in (32, 64)),
-        "lr": ("above 0", lambda v: v > 0),
-        "beta1": ("at least 0 and below 1", lambda v: 0 <= v < 1),
-        "beta2": ("at least 0 and below 1", lambda v: 0 <= v < 1),
-        "ema_decay": ("at least 0 and below 1", lambda v: 0 <= v < 1),
+        "image_size": ("32 or 64", lambda v: _is_whole(v) and v in (32, 64)),
+        "lr": ("above 0, such as 0.0002", lambda v: 0 < v < math.inf),
+        "beta1": share,
+        "beta2": share,
+        "ema_decay": share,
         "real_label": ("above 0.5 and at most 1", lambda v: 0.5 < v <= 1),
-        "seed": ("a whole number, at least 0", lambda v: isinstance(v, int) and v >= 0),
-        "max_images": ("a whole number, at least 2, or None", lambda v: _is_whole(v, 2)),
+        "seed": ("a whole number from 0 to 2**63 - 1", lambda v: _is_whole(v) and 0 <= v < 2**63),
+        "max_images": (
+            "a whole number, at least 2, or None",
+            lambda v: v is None or _is_whole(v) and v >= 2,
+        ),
     }
-    at_least_1 = ("a whole number, at least 1", lambda v: _is_whole(v, 1))
     wrong = []
     for name, value in settings.items():
         meaning, is_right = ranges.get(name, at_least_1)
-        optional = name == "max_images" and value is None
-        if not optional and not (isinstance(value, (int, float)) and is_right(value)):
+        if not (isinstance(value, (int, float, types.NoneType)) and is_right(value)):
             wrong.append(f"{name} is {value!r}: it must be {meaning}.")
     if wrong:
         raise ValueError("\n".join(wrong))
 
 
-def _is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def new_folder(path: str | Path) -> Path:
@@ -635,14 +675,16 @@ def new_folder(path: str | Path) -> Path:
         The folder; nothing that was there before is touched.
 
     Raises:
-        OSError: if it cannot be made.
+        ValueError: if the path has no name of its own, such as ``.``.
+        OSError: if it cannot be made or written to.
     """
-    path = Path(path).expanduser()
-    folder, number = path, 1
+    folder = Path(path).expanduser()
+    if not folder.name:
+        raise ValueError(f"output_dir is {path}: give a folder of its own, such as runs/faces.")
     while folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        number += 1
-        folder = path.with_name(f"{path.name}-{number}")
-    folder.mkdir(parents=True, exist_ok=True)
+        name, number = re.fullmatch(r"(.*?)(?:-(\d+))?", folder.name).groups(default="1")
+        folder = folder.with_name(f"{name}-{int(number) + 1}")
+    _check_writable(folder, "output_dir")
     return folder
 
 
@@ -672,8 +714,9 @@ def writing(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise (_disk_full(path.parent) if error.errno == errno.ENOSPC else error) from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class TrainingRun:
@@ -703,6 +746,8 @@ class TrainingRun:
         print_every: int,
         **metadata: int,
     ) -> None:
+        if print_every < 1:
+            raise ValueError(f"print_every is {print_every}: it must be at least 1.")
         self.output_dir = Path(output_dir)
         self.output_dir.mkdir(parents=True, exist_ok=True)
         self.n_epochs = n_epochs
@@ -771,7 +816,7 @@ class TrainingRun:
             state = {
                 name: t.detach().cpu().contiguous() for name, t in generator.state_dict().items()
             }
-            safetensors.torch.save_file(state, path, self.metadata)
+            path.write_bytes(safetensors.torch.save(state, self.metadata))
         if epoch == self.n_epochs:
             self._progress.close()
 
@@ -787,7 +832,8 @@ def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
         columns: pictures a row.
 
     Returns:
-        uint8 array (rows * (H + 2) + 2, columns * (W + 2) + 2, 3).
+        uint8 array (rows * (H + 2) + 2, columns * (W + 2) + 2, 3); fewer pictures than ``columns``
+        make a shorter row, and a single one comes back as it is.
     """
     tensor = torch.from_numpy(images).permute(0, 3, 1, 2)
     return make_grid(tensor, nrow=columns, padding=2, pad_value=255).permute(1, 2, 0).numpy()

@@ -69,6 +69,17 @@ def test_every_shape_and_mode_becomes_a_square_rgb_image(tmp_path):
     assert np.abs(wide - middle).mean() < 3
 
 
+def test_a_turned_photograph_is_set_upright(tmp_path):
+    pixels = np.zeros((64, 64, 3), dtype=np.uint8)
+    pixels[:16] = 255
+    image = Image.fromarray(pixels)
+    exif = image.getexif()
+    exif[0x0112] = 6  # to be turned clockwise by 90 degrees
+    image.save(tmp_path / "phone.png", exif=exif)
+    upright = load(tmp_path)[0]
+    assert upright[:, -4:].min() > 250 and upright[:, :20].max() < 5
+
+
 def test_aligned_originals_are_cropped_to_their_central_108_pixels(tmp_path):
     pixels = np.zeros((218, 178, 3), dtype=np.uint8)
     pixels[55:163, 35:143] = 200
@@ -141,12 +152,29 @@ def test_a_file_that_is_no_zip_is_named(tmp_path, cache):
     assert_nothing_left(cache)
 
 
-def test_a_damaged_zip_leaves_nothing(image_dir, tmp_path, cache):
+@pytest.mark.parametrize("where", [0.0005, 0.001, 0.2, 0.5])
+def test_a_damaged_zip_leaves_nothing(image_dir, tmp_path, cache, where):
     archive = make_zip(image_dir, tmp_path / "faces.zip")
     content = bytearray(archive.read_bytes())
-    content[len(content) // 3 : len(content) // 3 + 500] = bytes(500)
+    start = int(where * len(content))
+    content[start : start + 500] = bytes(500)
     archive.write_bytes(content)
-    with pytest.raises(ValueError, match="faces.zip.*damaged"):
+    with pytest.raises(ValueError, match="faces.zip.*(damaged|cannot be unpacked)"):
+        helpers.get_data(archive)
+    assert_nothing_left(cache)
+
+
+def test_a_zip_with_a_password_is_named(image_dir, tmp_path, cache):
+    archive = make_zip(image_dir, tmp_path / "faces.zip")
+    content = archive.read_bytes()
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # set each "encrypted" flag
+        parts = content.split(signature)
+        flag = offset - len(signature)
+        content = signature.join(
+            [parts[0], *(p[:flag] + bytes([p[flag] | 1]) + p[flag + 1 :] for p in parts[1:])]
+        )
+    archive.write_bytes(content)
+    with pytest.raises(ValueError, match="faces.zip cannot be unpacked.*password"):
         helpers.get_data(archive)
     assert_nothing_left(cache)
 
@@ -229,8 +257,23 @@ def test_absent_data_are_downloaded_and_unpacked(server, tmp_path, capsys):
     folder = helpers.get_data(tmp_path / "new" / "faces")
     assert folder == tmp_path / "new" / "faces"
     assert len(helpers.find_images(folder)) == 40
-    assert "downloading" in capsys.readouterr().out
+    assert "248 MB" in capsys.readouterr().out
     assert [p.name for p in folder.parent.iterdir()] == ["faces"]
+
+
+def test_a_download_is_kept_for_the_next_time(server, tmp_path, monkeypatch):
+    helpers.get_data(tmp_path / "faces")
+    shutil.rmtree(tmp_path / "faces")
+    monkeypatch.setattr(helpers, "_is_reachable", lambda url: False)
+    monkeypatch.setattr(server, "do_GET", None)
+    assert len(helpers.find_images(helpers.get_data(tmp_path / "faces"))) == 40
+
+
+def test_nothing_is_downloaded_to_a_place_that_cannot_be_written(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(server, "do_GET", None)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OSError, match="cannot be written to.*set data_dir"):
+        helpers.get_data(tmp_path / "file" / "faces")
 
 
 @pytest.mark.parametrize(

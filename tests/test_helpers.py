@@ -46,7 +46,9 @@ def test_drawing_faces_leaves_the_random_state_alone():
     assert torch.rand(1) == expected
 
 
-@pytest.mark.parametrize("fault", ["absent", "no safetensors", "no metadata", "other network"])
+@pytest.mark.parametrize(
+    "fault", ["absent", "no safetensors", "no metadata", "odd metadata", "other network"]
+)
 def test_weights_that_do_not_fit_are_named(tmp_path, fault):
     path = tmp_path / "weights.safetensors"
     sizes = {"z_size": "100", "conv_dim": "64", "image_size": "32"}
@@ -54,6 +56,8 @@ def test_weights_that_do_not_fit_are_named(tmp_path, fault):
         path.write_bytes(b"\x80\x04pickle")
     elif fault == "no metadata":
         safetensors.torch.save_file({"x": torch.ones(1)}, path)
+    elif fault == "odd metadata":
+        safetensors.torch.save_file({"x": torch.ones(1)}, path, sizes | {"conv_dim": "many"})
     elif fault == "other network":
         safetensors.torch.save_file({"x": torch.ones(1)}, path, sizes)
     error = FileNotFoundError if fault == "absent" else ValueError
@@ -79,13 +83,14 @@ def test_the_layer_table_counts_every_parameter():
 
 
 def test_the_nearest_image_is_found_with_its_distance():
-    images = blobs(50, 8, 8, seed=0)
-    samples = images[[7, 30]].copy()
+    images = np.concatenate([blobs(50, 8, 8, seed=0)] * 100 + [blobs(40, 8, 8, seed=1)])
+    images[4500:5000] = 0  # more than one block, and the second one matters
+    samples = images[[5007, 30]].copy()
     samples[1] = np.clip(samples[1].astype(int) + 10, 0, 255)
     indices, distances = helpers.nearest_images(samples, images)
-    assert indices.tolist() == [7, 30]
+    assert indices[0] == 5007 and indices[1] % 50 == 30
     expected = np.sqrt(np.mean((samples[1].astype(float) - images[30]) ** 2))
-    assert distances == pytest.approx([0, expected], abs=0.1)
+    assert distances[0] == 0 and distances[1] == pytest.approx(expected)
 
 
 # --------------------------------------------------------------------------------------- settings
@@ -125,10 +130,10 @@ def test_all_settings_out_of_range_are_named():
     right = {"image_size": 64, "lr": 2e-4, "beta1": 0.0, "max_images": None, "n_epochs": 1}
     helpers.check_settings(**right)
     wrong = {"image_size": 48, "lr": 0, "beta1": 1, "max_images": 1, "n_epochs": 0.5}
+    wrong |= {"seed": "one", "z_size": True, "beta2": float("nan")}
     with pytest.raises(ValueError) as caught:
-        helpers.check_settings(**wrong, seed="one", batch_size=32)
-    lines = str(caught.value).splitlines()
-    assert [line.split()[0] for line in lines] == [*wrong, "seed"]
+        helpers.check_settings(**wrong, batch_size=32)
+    assert [line.split()[0] for line in str(caught.value).splitlines()] == list(wrong)
 
 
 def test_a_folder_with_results_is_not_written_to(tmp_path):
@@ -141,6 +146,15 @@ def test_a_folder_with_results_is_not_written_to(tmp_path):
     assert helpers.new_folder(tmp_path / "faces") == tmp_path / "faces-3"
     (tmp_path / "file").write_text("mine")
     assert helpers.new_folder(tmp_path / "file") == tmp_path / "file-2"
+    assert helpers.new_folder(second) == tmp_path / "faces-3"
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OSError, match="file/below.*set output_dir"):
+        helpers.new_folder(tmp_path / "file" / "below")
+    with pytest.raises(ValueError, match="output_dir is .*runs/faces"):
+        helpers.new_folder(".")
 
 
 # ------------------------------------------------------------------------------- files and pictures

@@ -1,0 +1,593 @@
+"""Right answers of the project, in many styles, as source text.
+
+``CLASSIC`` is a whole solution in the style of the public ones. Each of ``STYLES`` holds only what
+differs from it; it is executed after it, so that its definitions replace those of ``CLASSIC``.
+"""
+
+CLASSIC = """
+import pickle as pkl
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+import torch.optim as optim
+from torchvision import datasets, transforms
+
+train_on_gpu = torch.cuda.is_available()
+
+
+def get_dataloader(batch_size, image_size, data_dir='processed_celeba_small/'):
+    transform = transforms.Compose([transforms.Resize(image_size), transforms.ToTensor()])
+    dataset = datasets.ImageFolder(data_dir, transform)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=batch_size, shuffle=True)
+    return loader
+
+
+def scale(x, feature_range=(-1, 1)):
+    min, max = feature_range
+    x = x * (max - min) + min
+    return x
+
+
+class Discriminator(nn.Module):
+    def __init__(self, conv_dim):
+        super(Discriminator, self).__init__()
+        self.conv_dim = conv_dim
+        self.conv1 = nn.Conv2d(3, conv_dim, 4, 2, 1)
+        self.conv2 = nn.Conv2d(conv_dim, conv_dim * 2, 4, 2, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(conv_dim * 2)
+        self.conv3 = nn.Conv2d(conv_dim * 2, conv_dim * 4, 4, 2, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(conv_dim * 4)
+        self.fc = nn.Linear(conv_dim * 4 * 4 * 4, 1)
+
+    def forward(self, x):
+        x = F.leaky_relu(self.conv1(x), 0.2)
+        x = F.leaky_relu(self.bn2(self.conv2(x)), 0.2)
+        x = F.leaky_relu(self.bn3(self.conv3(x)), 0.2)
+        x = x.view(-1, self.conv_dim * 4 * 4 * 4)
+        x = self.fc(x)
+        return x
+
+
+class Generator(nn.Module):
+    def __init__(self, z_size, conv_dim):
+        super(Generator, self).__init__()
+        self.conv_dim = conv_dim
+        self.z_size = z_size
+        self.fc = nn.Linear(z_size, conv_dim * 4 * 4 * 4)
+        self.t_conv1 = nn.ConvTranspose2d(conv_dim * 4, conv_dim * 2, 4, 2, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(conv_dim * 2)
+        self.t_conv2 = nn.ConvTranspose2d(conv_dim * 2, conv_dim, 4, 2, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(conv_dim)
+        self.t_conv3 = nn.ConvTranspose2d(conv_dim, 3, 4, 2, 1)
+
+    def forward(self, z):
+        x = self.fc(z)
+        x = x.view(-1, self.conv_dim * 4, 4, 4)
+        x = F.relu(self.bn1(self.t_conv1(x)))
+        x = F.relu(self.bn2(self.t_conv2(x)))
+        x = torch.tanh(self.t_conv3(x))
+        return x
+
+
+def weights_init_normal(m):
+    classname = m.__class__.__name__
+    if classname.find('Conv') != -1 or classname.find('Linear') != -1:
+        nn.init.normal_(m.weight.data, 0.0, 0.02)
+        if m.bias is not None:
+            nn.init.constant_(m.bias.data, 0.0)
+
+
+def build_network(d_conv_dim, g_conv_dim, z_size):
+    D = Discriminator(d_conv_dim)
+    G = Generator(z_size=z_size, conv_dim=g_conv_dim)
+    D.apply(weights_init_normal)
+    G.apply(weights_init_normal)
+    print(D)
+    print(G)
+    return D, G
+
+
+def real_loss(D_out):
+    labels = torch.ones(D_out.size(0))
+    if train_on_gpu:
+        labels = labels.cuda()
+    criterion = nn.BCEWithLogitsLoss()
+    loss = criterion(D_out.squeeze(), labels)
+    return loss
+
+
+def fake_loss(D_out):
+    labels = torch.zeros(D_out.size(0))
+    if train_on_gpu:
+        labels = labels.cuda()
+    criterion = nn.BCEWithLogitsLoss()
+    loss = criterion(D_out.squeeze(), labels)
+    return loss
+
+
+d_conv_dim, g_conv_dim, z_size = 32, 32, 100
+lr, beta1, beta2 = 0.0002, 0.5, 0.999
+D, G = build_network(d_conv_dim, g_conv_dim, z_size)
+d_optimizer = optim.Adam(D.parameters(), lr, [beta1, beta2])
+g_optimizer = optim.Adam(G.parameters(), lr, [beta1, beta2])
+
+
+def train(D, G, n_epochs, print_every=50):
+    if train_on_gpu:
+        D.cuda()
+        G.cuda()
+    samples = []
+    losses = []
+    fixed_z = np.random.uniform(-1, 1, size=(16, z_size))
+    fixed_z = torch.from_numpy(fixed_z).float()
+    if train_on_gpu:
+        fixed_z = fixed_z.cuda()
+
+    for epoch in range(n_epochs):
+        for batch_i, (real_images, _) in enumerate(celeba_train_loader):
+            batch_size = real_images.size(0)
+            real_images = scale(real_images)
+            if train_on_gpu:
+                real_images = real_images.cuda()
+
+            # discriminator
+            d_optimizer.zero_grad()
+            d_real_loss = real_loss(D(real_images))
+            z = torch.from_numpy(np.random.uniform(-1, 1, size=(batch_size, z_size))).float()
+            if train_on_gpu:
+                z = z.cuda()
+            fake_images = G(z)
+            d_fake_loss = fake_loss(D(fake_images))
+            d_loss = d_real_loss + d_fake_loss
+            d_loss.backward()
+            d_optimizer.step()
+
+            # generator
+            g_optimizer.zero_grad()
+            z = torch.from_numpy(np.random.uniform(-1, 1, size=(batch_size, z_size))).float()
+            if train_on_gpu:
+                z = z.cuda()
+            fake_images = G(z)
+            g_loss = real_loss(D(fake_images))
+            g_loss.backward()
+            g_optimizer.step()
+
+            if batch_i % print_every == 0:
+                losses.append((d_loss.item(), g_loss.item()))
+                print('Epoch [{:5d}/{:5d}] | d_loss: {:6.4f} | g_loss: {:6.4f}'.format(
+                    epoch + 1, n_epochs, d_loss.item(), g_loss.item()))
+
+        G.eval()
+        samples_z = G(fixed_z)
+        samples.append(samples_z)
+        G.train()
+
+    with open('train_samples.pkl', 'wb') as f:
+        pkl.dump(samples, f)
+    return losses
+"""
+
+STYLES = {
+    "classic": "",
+    "helper functions conv and deconv, four layers, old names": """
+def conv(in_channels, out_channels, kernel_size=4, stride=2, padding=1, batch_norm=True):
+    layers = [nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False)]
+    if batch_norm:
+        layers.append(nn.BatchNorm2d(out_channels))
+    return nn.Sequential(*layers)
+
+
+def deconv(in_channels, out_channels, kernel_size=4, stride=2, padding=1, batch_norm=True):
+    layers = [
+        nn.ConvTranspose2d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
+    ]
+    if batch_norm:
+        layers.append(nn.BatchNorm2d(out_channels))
+    return nn.Sequential(*layers)
+
+
+class Discriminator(nn.Module):
+    def __init__(self, conv_dim):
+        super(Discriminator, self).__init__()
+        self.conv1 = conv(3, conv_dim, batch_norm=False)
+        self.conv2 = conv(conv_dim, conv_dim * 2)
+        self.conv3 = conv(conv_dim * 2, conv_dim * 4)
+        self.conv4 = conv(conv_dim * 4, conv_dim * 8)
+        self.fc = nn.Linear(conv_dim * 8 * 2 * 2, 1)
+
+    def forward(self, x):
+        for layer in (self.conv1, self.conv2, self.conv3, self.conv4):
+            x = F.leaky_relu(layer(x), 0.2, inplace=True)
+        return self.fc(x.view(x.size(0), -1))
+
+
+class Generator(nn.Module):
+    def __init__(self, z_size, conv_dim):
+        super(Generator, self).__init__()
+        self.conv_dim = conv_dim
+        self.fc = nn.Linear(z_size, conv_dim * 8 * 2 * 2)
+        self.t_conv1 = deconv(conv_dim * 8, conv_dim * 4)
+        self.t_conv2 = deconv(conv_dim * 4, conv_dim * 2)
+        self.t_conv3 = deconv(conv_dim * 2, conv_dim)
+        self.t_conv4 = deconv(conv_dim, 3, batch_norm=False)
+
+    def forward(self, x):
+        x = self.fc(x).view(-1, self.conv_dim * 8, 2, 2)
+        x = F.relu(self.t_conv1(x))
+        x = F.relu(self.t_conv2(x))
+        x = F.relu(self.t_conv3(x))
+        return F.tanh(self.t_conv4(x))
+""",
+    "fully convolutional, answers of shape (N,), latents as 1x1 images": """
+class Discriminator(nn.Module):
+    def __init__(self, conv_dim):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, conv_dim, 4, 2, 1),
+            nn.LeakyReLU(0.2, inplace=True),
+            nn.Conv2d(conv_dim, conv_dim * 2, 4, 2, 1),
+            nn.BatchNorm2d(conv_dim * 2),
+            nn.LeakyReLU(0.2, inplace=True),
+            nn.Conv2d(conv_dim * 2, conv_dim * 4, 4, 2, 1),
+            nn.BatchNorm2d(conv_dim * 4),
+            nn.LeakyReLU(0.2, inplace=True),
+            nn.Conv2d(conv_dim * 4, 1, 4, 1, 0),
+        )
+
+    def forward(self, x):
+        return self.layers(x).squeeze()
+
+
+class Generator(nn.Module):
+    def __init__(self, z_size, conv_dim):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.ConvTranspose2d(z_size, conv_dim * 4, 4, 1, 0),
+            nn.BatchNorm2d(conv_dim * 4),
+            nn.ReLU(True),
+            nn.ConvTranspose2d(conv_dim * 4, conv_dim * 2, 4, 2, 1),
+            nn.BatchNorm2d(conv_dim * 2),
+            nn.ReLU(True),
+            nn.ConvTranspose2d(conv_dim * 2, conv_dim, 4, 2, 1),
+            nn.BatchNorm2d(conv_dim),
+            nn.ReLU(True),
+            nn.ConvTranspose2d(conv_dim, 3, 4, 2, 1),
+            nn.Tanh(),
+        )
+
+    def forward(self, z):
+        return self.layers(z[:, :, None, None])
+
+
+def real_loss(D_out):
+    return F.binary_cross_entropy_with_logits(D_out, torch.ones_like(D_out))
+
+
+def fake_loss(D_out):
+    return F.binary_cross_entropy_with_logits(D_out, torch.zeros_like(D_out))
+""",
+    "two strided convolutions, instance norm, answers of shape (N, 1, 1, 1)": """
+class Discriminator(nn.Module):
+    def __init__(self, conv_dim):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, conv_dim, 4, 2, 1), nn.LeakyReLU(0.2),
+            nn.Conv2d(conv_dim, conv_dim * 2, 4, 2, 1), nn.InstanceNorm2d(conv_dim * 2), nn.SELU(),
+            nn.Conv2d(conv_dim * 2, 1, 8),
+        )
+
+    def forward(self, x):
+        return self.layers(x)
+""",
+    "dropout, biases everywhere, batch norm after the linear layer": """
+class Discriminator(nn.Module):
+    def __init__(self, conv_dim):
+        super().__init__()
+        self.conv_dim = conv_dim
+        self.conv1 = nn.Conv2d(3, conv_dim, 5, 2, 2)
+        self.conv2 = nn.Conv2d(conv_dim, conv_dim * 2, 5, 2, 2)
+        self.conv3 = nn.Conv2d(conv_dim * 2, conv_dim * 4, 5, 2, 2)
+        self.bn2 = nn.BatchNorm2d(conv_dim * 2)
+        self.bn3 = nn.BatchNorm2d(conv_dim * 4)
+        self.dropout = nn.Dropout2d(0.3)
+        self.fc = nn.Linear(conv_dim * 4 * 4 * 4, 1)
+
+    def forward(self, x):
+        x = self.dropout(F.leaky_relu(self.conv1(x)))
+        x = self.dropout(F.leaky_relu(self.bn2(self.conv2(x))))
+        x = F.dropout(F.leaky_relu(self.bn3(self.conv3(x))), 0.5, self.training)
+        return self.fc(torch.flatten(x, start_dim=1))
+
+
+class Generator(nn.Module):
+    def __init__(self, z_size, conv_dim):
+        super().__init__()
+        self.conv_dim = conv_dim
+        self.fc = nn.Linear(z_size, conv_dim * 4 * 4 * 4)
+        self.bn0 = nn.BatchNorm1d(conv_dim * 4 * 4 * 4)
+        self.t_conv1 = nn.ConvTranspose2d(conv_dim * 4, conv_dim * 2, 5, 2, 2, 1)
+        self.bn1 = nn.BatchNorm2d(conv_dim * 2)
+        self.t_conv2 = nn.ConvTranspose2d(conv_dim * 2, conv_dim, 5, 2, 2, 1)
+        self.bn2 = nn.BatchNorm2d(conv_dim)
+        self.t_conv3 = nn.ConvTranspose2d(conv_dim, 3, 5, 2, 2, 1)
+        self.dropout = nn.Dropout(0.3)
+
+    def forward(self, z):
+        x = F.relu(self.bn0(self.fc(z))).reshape(-1, self.conv_dim * 4, 4, 4)
+        x = self.dropout(F.relu(self.bn1(self.t_conv1(x))))
+        x = self.dropout(F.relu(self.bn2(self.t_conv2(x))))
+        return self.t_conv3(x).tanh()
+""",
+    "upsampling and convolutions in G, spectral norm and no batch norm in D": """
+class Discriminator(nn.Module):
+    def __init__(self, conv_dim):
+        super().__init__()
+        norm = nn.utils.parametrizations.spectral_norm
+        self.convs = nn.ModuleList(
+            norm(nn.Conv2d(a, b, 3, 2, 1))
+            for a, b in ((3, conv_dim), (conv_dim, conv_dim * 2), (conv_dim * 2, conv_dim * 4))
+        )
+        self.fc = norm(nn.Linear(conv_dim * 4 * 4 * 4, 1))
+
+    def forward(self, x):
+        for conv in self.convs:
+            x = F.leaky_relu(conv(x), 0.1)
+        return self.fc(x.flatten(1))
+
+
+class Generator(nn.Module):
+    def __init__(self, z_size, conv_dim):
+        super().__init__()
+        self.fc = nn.Linear(z_size, conv_dim * 8 * 8)
+        self.bn = nn.BatchNorm2d(conv_dim)
+        self.conv1 = nn.Conv2d(conv_dim, conv_dim, 3, padding=1)
+        self.conv2 = nn.Conv2d(conv_dim, 3, 3, padding=1)
+
+    def forward(self, z):
+        x = self.fc(z).view(len(z), -1, 8, 8)
+        x = F.relu(self.bn(self.conv1(F.interpolate(x, scale_factor=2))))
+        return self.conv2(F.interpolate(x, scale_factor=2)).tanh()
+
+
+def weights_init_normal(m):
+    if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+        if nn.utils.parametrize.is_parametrized(m):
+            m.parametrizations.weight.original.data.normal_(0, 0.02)
+        else:
+            m.weight.data.normal_(0, 0.02)
+""",
+    "least squares": """
+def real_loss(D_out):
+    return torch.mean((D_out - 1) ** 2)
+
+
+def fake_loss(D_out):
+    return torch.mean(D_out ** 2)
+""",
+    "least squares with a smoothed label and a factor of one half": """
+def real_loss(D_out):
+    return 0.5 * nn.MSELoss()(D_out.squeeze(), torch.ones(D_out.size(0), device=D_out.device) * 0.9)
+
+
+def fake_loss(D_out):
+    return 0.5 * nn.MSELoss()(D_out, torch.zeros_like(D_out))
+""",
+    "label smoothing by an argument": """
+def real_loss(D_out, smooth=False):
+    labels = torch.ones(D_out.size(0), device=D_out.device)
+    if smooth:
+        labels *= 0.9
+    return nn.BCEWithLogitsLoss()(D_out.squeeze(), labels)
+""",
+    "label smoothing always on, with random labels for both": """
+def real_loss(D_out):
+    return F.binary_cross_entropy_with_logits(D_out, torch.rand_like(D_out) * 0.5 + 0.7)
+
+
+def fake_loss(D_out):
+    return F.binary_cross_entropy_with_logits(D_out, torch.rand_like(D_out) * 0.3)
+""",
+    "BCELoss on a sigmoid inside the losses": """
+def real_loss(D_out):
+    return nn.BCELoss()(torch.sigmoid(D_out), torch.ones_like(D_out))
+
+
+def fake_loss(D_out):
+    return nn.BCELoss()(torch.sigmoid(D_out), torch.zeros_like(D_out))
+""",
+    "Resize((n, n)) in two workers, last batch dropped": """
+def get_dataloader(batch_size, image_size, data_dir='processed_celeba_small/'):
+    transform = transforms.Compose(
+        [transforms.Resize((image_size, image_size)), transforms.ToTensor()]
+    )
+    return torch.utils.data.DataLoader(
+        datasets.ImageFolder(root=data_dir, transform=transform),
+        batch_size, True, num_workers=2, drop_last=True,
+    )
+""",
+    "Resize and CenterCrop, random flips, transforms.v2": """
+def get_dataloader(batch_size, image_size, data_dir='processed_celeba_small/'):
+    from torchvision.transforms import v2
+
+    transform = v2.Compose([
+        v2.ToImage(), v2.Resize(image_size), v2.CenterCrop(image_size),
+        v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True),
+    ])
+    dataset = datasets.ImageFolder(data_dir, transform)
+    return torch.utils.data.DataLoader(dataset, batch_size, shuffle=True)
+""",
+    "an own Dataset": """
+from pathlib import Path
+
+from PIL import Image
+
+
+class Faces(torch.utils.data.Dataset):
+    def __init__(self, folder, image_size):
+        self.paths = sorted(Path(folder).rglob('*.jpg'))
+        self.image_size = image_size
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, i):
+        image = Image.open(self.paths[i]).resize((self.image_size, self.image_size))
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255, 0
+
+
+def get_dataloader(batch_size, image_size, data_dir='processed_celeba_small/'):
+    return torch.utils.data.DataLoader(Faces(data_dir, image_size), batch_size, shuffle=True)
+""",
+    "scale without feature_range in the formula": """
+def scale(x, feature_range=(-1, 1)):
+    return 2 * x - 1
+""",
+    "scale step by step, with one argument": """
+def scale(x):
+    return (x - 0.5) / 0.5
+""",
+    "initialisation by isinstance, batch norm from N(1, 0.02)": """
+def weights_init_normal(m):
+    if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+        m.weight.data.normal_(0.0, 0.02)
+    elif isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        m.weight.data.normal_(1.0, 0.02)
+        m.bias.data.fill_(0)
+""",
+    "initialisation of biases from N(0, 0.02) too, new tensors": """
+def weights_init_normal(m):
+    if type(m) in [nn.Conv2d, nn.ConvTranspose2d, nn.Linear]:
+        m.weight.data = torch.normal(0.0, 0.02, m.weight.shape)
+        if m.bias is not None:
+            nn.init.normal_(m.bias, mean=0, std=0.02)
+""",
+    "RMSprop and two learning rates": """
+d_optimizer = optim.RMSprop(D.parameters(), lr=0.0001)
+g_optimizer = optim.AdamW(params=G.parameters(), lr=0.0004, betas=(0.5, 0.999))
+""",
+    "one generator pass, moving average of G, frozen D, one-sided smoothing": """
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+
+
+def real_loss(D_out, label=1.0):
+    return F.binary_cross_entropy_with_logits(D_out, torch.full_like(D_out, label))
+
+
+def train(D, G, n_epochs, print_every=50):
+    D.to(device)
+    G.to(device)
+    G_average = AveragedModel(G, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True).eval()
+    fixed_z = torch.rand(16, z_size, device=device) * 2 - 1
+    losses = []
+    for epoch in range(1, n_epochs + 1):
+        for real_images, _ in celeba_train_loader:
+            real_images = scale(real_images.to(device))
+            fake_images = G(torch.rand(len(real_images), z_size, device=device) * 2 - 1)
+            d_optimizer.zero_grad()
+            d_loss = real_loss(D(real_images), 0.9) + fake_loss(D(fake_images.detach()))
+            d_loss.backward()
+            d_optimizer.step()
+            D.requires_grad_(False)
+            g_optimizer.zero_grad()
+            g_loss = real_loss(D(fake_images))
+            g_loss.backward()
+            g_optimizer.step()
+            D.requires_grad_(True)
+            G_average.update_parameters(G)
+            losses.append((d_loss.item(), g_loss.item()))
+        with torch.no_grad():
+            G_average(fixed_z)
+    return losses
+""",
+    "two steps of D for each of G, two backward passes, clipped gradients": """
+def train(D, G, n_epochs, print_every=50):
+    losses = []
+    fixed_z = torch.randn(16, z_size)
+    steps = 0
+    for epoch in range(n_epochs):
+        D.train()
+        G.train()
+        for batch_i, (real_images, _) in enumerate(celeba_train_loader):
+            D.zero_grad()
+            d_real_loss = real_loss(D(scale(real_images)))
+            d_real_loss.backward()
+            with torch.no_grad():
+                fake_images = G(torch.randn(real_images.size(0), z_size))
+            d_fake_loss = fake_loss(D(fake_images))
+            d_fake_loss.backward()
+            nn.utils.clip_grad_norm_(D.parameters(), 0.1)
+            d_optimizer.step()
+            steps += 1
+            if steps % 2 == 0:
+                G.zero_grad()
+                g_loss = real_loss(D(G(torch.randn(real_images.size(0), z_size))))
+                g_loss.backward()
+                g_optimizer.step()
+                losses.append([d_real_loss.item() + d_fake_loss.item(), g_loss.item()])
+        G.eval()
+        with torch.no_grad():
+            G(fixed_z)
+    return losses
+""",
+    "losses computed in the loop, both backward passes before both steps": """
+def train(D, G, n_epochs, print_every=50):
+    criterion = nn.BCEWithLogitsLoss()
+    losses = []
+    fixed_z = torch.randn(16, z_size)
+    for epoch in range(n_epochs):
+        for real_images, _ in celeba_train_loader:
+            n = real_images.shape[0]
+            fake_images = G(torch.randn(n, z_size))
+            D.zero_grad(), G.zero_grad()
+            answers = D(torch.cat([scale(real_images), fake_images.detach()]))
+            labels = torch.cat([torch.ones(n, 1), torch.zeros(n, 1)])
+            d_loss = criterion(answers, labels)
+            d_loss.backward()
+            for p in D.parameters():
+                p.requires_grad = False
+            g_loss = criterion(D(fake_images), torch.ones(n, 1))
+            g_loss.backward()
+            for p in D.parameters():
+                p.requires_grad = True
+            d_optimizer.step()
+            g_optimizer.step()
+            losses.append((d_loss.item(), g_loss.item()))
+        G.eval()
+        G(fixed_z)
+        G.train()
+    return losses
+""",
+    "real and fake batches in separate steps of D, noisy inputs, schedulers": """
+d_scheduler = optim.lr_scheduler.StepLR(d_optimizer, 1)
+history = []
+
+
+def train(D, G, n_epochs, print_every=50):
+    fixed_z = torch.randn(16, z_size)
+    for epoch in range(n_epochs):
+        for batch_i, (real_images, _) in enumerate(celeba_train_loader):
+            noise = torch.randn_like(real_images) * 0.1
+            d_optimizer.zero_grad(set_to_none=False)
+            d_real_loss = real_loss(D(scale(real_images) + noise))
+            d_real_loss.backward()
+            d_optimizer.step()
+            d_optimizer.zero_grad()
+            d_fake_loss = fake_loss(D(G(torch.randn(len(noise), z_size)).detach() + noise))
+            d_fake_loss.backward()
+            d_optimizer.step()
+            g_optimizer.zero_grad()
+            g_loss = real_loss(D(G(torch.randn(len(noise), z_size)) + noise))
+            g_loss.backward()
+            g_optimizer.step()
+            history.append(((d_real_loss + d_fake_loss).item(), g_loss.item()))
+        d_scheduler.step()
+        G.eval()
+        G(fixed_z)
+        G.train()
+    return history
+""",
+}
