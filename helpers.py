@@ -493,7 +493,8 @@ def load_definitions(notebook: str | Path = NOTEBOOK) -> types.ModuleType:
                 module.__broken__.append((set(would), message))
             else:
                 linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
-                define(statements, filename)
+                with torch.random.fork_rng(devices=[]):  # a constant may be random
+                    define(statements, filename)
     finally:
         sys.path.remove(str(path.parent))
     return module

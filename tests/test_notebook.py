@@ -1,0 +1,255 @@
+"""The notebook itself: what is committed, and what happens when it runs."""
+
+import base64
+import copy
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import papermill
+import pytest
+import safetensors
+import torch
+from PIL import Image
+from torch import nn
+
+import helpers
+
+NOTEBOOK = nbformat.read(helpers.NOTEBOOK, as_version=4)
+CODE = [cell for cell in NOTEBOOK.cells if cell.cell_type == "code"]
+OUTPUTS = [output for cell in CODE for output in cell.outputs]
+TINY = dict(max_images=24, batch_size=8, d_conv_dim=8, g_conv_dim=8, n_epochs=2)
+
+
+def is_photo(cell: nbformat.NotebookNode) -> bool:
+    return "real-photos" in cell.metadata.get("tags", [])
+
+
+# ------------------------------------------------------------------------------ as it is committed
+
+
+def test_no_photograph_is_committed():
+    assert sum(map(is_photo, CODE)) >= 3
+    assert [cell.source for cell in CODE if is_photo(cell) and cell.outputs] == []
+
+
+def test_a_run_is_saved_without_photographs(executed, tmp_path):
+    script = helpers.HERE / ".ci" / "save_notebook.py"
+    saved = tmp_path / "saved.ipynb"
+    subprocess.run([sys.executable, script, executed / "plain.ipynb", saved], check=True)
+    before = nbformat.read(executed / "plain.ipynb", as_version=4).cells
+    for old, new in zip(before, nbformat.read(saved, as_version=4).cells, strict=True):
+        assert new.source == old.source
+        if new.cell_type == "code":
+            assert new.outputs == ([] if is_photo(new) else old.outputs)
+            assert new.execution_count == old.execution_count
+    run = subprocess.run([sys.executable, script, executed / "executed.ipynb", saved])
+    assert run.returncode != 0  # it has settings of its own
+
+
+def test_the_saved_outputs_are_one_clean_run():
+    assert [cell.execution_count for cell in CODE] == list(range(1, len(CODE) + 1))
+    assert [o for o in OUTPUTS if o.output_type == "error" or o.get("name") == "stderr"] == []
+    assert any("image/png" in o.get("data", {}) for o in OUTPUTS)
+    printed = "".join(o.get("text", "") for o in OUTPUTS)
+    assert printed.count("Epoch [") >= 25 and printed.count("Tests Passed") >= 10
+    assert not any("injected-parameters" in cell.metadata.get("tags", []) for cell in CODE)
+    assert "/home/" not in printed and "/tmp/" not in printed
+
+
+def test_it_is_readable_where_it_is_not_run():
+    assert helpers.NOTEBOOK.stat().st_size < 5e6
+    for output in OUTPUTS:
+        kinds = set(output.get("data", {"text/plain": ""}))
+        assert kinds & {"text/plain", "image/png", "image/gif"}
+        assert "application/vnd.jupyter.widget-view+json" not in kinds
+    assert not any("get_ipython" in c.source or c.source.startswith(("%", "!")) for c in CODE)
+
+
+def test_every_section_begins_with_text_and_cells_are_short():
+    for cell in NOTEBOOK.cells:
+        if cell.cell_type == "markdown" and cell.source.startswith("#"):
+            assert len(cell.source.splitlines()) > 1, cell.source
+    assert NOTEBOOK.cells[0].cell_type == "markdown"
+    assert max(len(cell.source.splitlines()) for cell in CODE) <= 60
+
+
+def test_what_the_readme_names_is_there():
+    readme = (helpers.HERE / "README.md").read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^):]+)\)", readme):
+        assert (helpers.HERE / link).exists(), link
+    for name in re.findall(r"^\| `([\w./]+)` \|", readme.split("## Layout")[1], re.MULTILINE):
+        assert (helpers.HERE / name).exists(), name
+    names = ("result.png", "training_loss.png", "progress.gif", "interpolation.png")
+    for name in (*names, "generator.safetensors"):
+        assert (helpers.HERE / "assets" / name).stat().st_size > 10_000, name
+
+
+# -------------------------------------------------------------------------------------- as it runs
+
+
+@pytest.mark.parametrize(("image_size", "blocks"), [(32, 4), (64, 5)])
+def test_the_networks_take_both_image_sizes(image_size, blocks):
+    lesson = helpers.load_definitions()
+    D, G = lesson.build_network(8, 4, 10, image_size=image_size)
+    images = G(torch.rand(3, 10))
+    assert images.shape == (3, 3, image_size, image_size) and D(images).shape == (3, 1)
+    assert sum(isinstance(m, nn.Conv2d) for m in D.modules()) == blocks
+    assert sum(isinstance(m, nn.ConvTranspose2d) for m in G.modules()) == blocks
+
+
+def test_other_image_sizes_are_refused():
+    lesson = helpers.load_definitions()
+    with pytest.raises(ValueError, match="image_size is 48"):
+        lesson.Discriminator(8, image_size=48)
+    with pytest.raises(ValueError, match="image_size is 48"):
+        lesson.Generator(10, 8, image_size=48)
+
+
+def test_the_moving_average_forgets_the_first_weights():
+    lesson = helpers.load_definitions()
+    for step, weight in [(1, 3 / 4), (97, 3 / 100), (10**6, 1e-3)]:
+        average, G = (lesson.build_network(8, 4, 10)[1] for _ in range(2))
+        G(torch.rand(8, 10))  # moves batch norm's statistics
+        old = copy.deepcopy(average.state_dict())
+        lesson.update_average(average, G, step)
+        for name, new in G.state_dict().items():
+            if new.is_floating_point():
+                expected = (1 - weight) * old[name] + weight * new
+                assert torch.allclose(average.state_dict()[name], expected, atol=1e-6), name
+
+
+def is_marked(png: str) -> bool:
+    """Whether a picture (base64) has the colours of the made-up images."""
+    with Image.open(io.BytesIO(base64.b64decode(png))) as picture:
+        red, green, blue = np.asarray(picture.convert("RGB"), dtype=int).transpose(2, 0, 1)
+    magenta = (red > 200) & (green < 60) & (blue > 200)
+    return bool(magenta.mean() > 0.005)
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The notebook, run at a tiny size on made-up images; a folder with all that came of it.
+
+    ``executed.ipynb`` comes from papermill; ``plain.ipynb`` is the same without its cell of
+    settings. Every image is magenta on one side and green on the other, so that a picture that
+    shows one is known by its colours, and their average is grey.
+    """
+    folder = tmp_path_factory.mktemp("räume mit leerzeichen")
+    images = folder / "images" / "below"
+    images.mkdir(parents=True)
+    for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (30, 40, 50, 3), "uint8")):
+        pixels[:, :25] = (255, 0, 255) if i % 2 else (0, 255, 0)
+        pixels[:, 25:] = (0, 255, 0) if i % 2 else (255, 0, 255)
+        Image.fromarray(pixels).save(images / f"{i}.png")
+    settings = TINY | dict(data_dir=str(images.parent), output_dir=str(folder / "out"))
+    papermill.execute_notebook(
+        helpers.NOTEBOOK,
+        folder / "executed.ipynb",
+        parameters=settings,
+        cwd=helpers.HERE,
+        progress_bar=False,
+    )
+    plain = nbformat.read(folder / "executed.ipynb", as_version=4)
+    plain.cells = [c for c in plain.cells if "injected-parameters" not in c.metadata.tags]
+    nbformat.write(plain, folder / "plain.ipynb")
+    return folder
+
+
+def test_cells_that_show_training_images_are_tagged(executed):
+    shown = [0, 0]
+    for cell in nbformat.read(executed / "executed.ipynb", as_version=4).cells:
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                assert is_marked(output.data["image/png"]) == is_photo(cell), cell.source
+                shown[is_photo(cell)] += 1
+    assert shown[True] >= 3 and shown[False] >= 5
+
+
+def test_a_run_writes_all_results(executed):
+    out = executed / "out"
+    assert sorted(p.name for p in out.iterdir()) == [
+        "generator.safetensors",
+        "interpolation.png",
+        "losses.csv",
+        "progress.gif",
+        "result.png",
+        "samples.npz",
+        "samples_epoch_001.png",
+        "samples_epoch_002.png",
+        "training_loss.png",
+    ]
+    with np.load(out / "samples.npz", allow_pickle=False) as opened:
+        assert opened["samples"].shape == (2, 16, 32, 32, 3)
+        assert opened["samples"].dtype == np.uint8
+        assert (opened["samples"][0] != opened["samples"][1]).any()
+    losses = np.loadtxt(out / "losses.csv", delimiter=",", skiprows=1)
+    assert losses[:, :2].tolist() == [[e, b] for e in (1, 2) for b in range(3)]
+    assert (losses[:, 2:] > 0).all()
+    with Image.open(out / "progress.gif") as picture:
+        assert picture.n_frames == 2
+
+
+def test_a_runs_weights_can_be_used(executed):
+    weights = executed / "out" / "generator.safetensors"
+    with safetensors.safe_open(weights, framework="np") as opened:
+        assert opened.metadata() == {"z_size": "100", "conv_dim": "8", "image_size": "32"}
+    assert helpers.generate_faces(2, seed=0, weights=weights).shape == (2, 32, 32, 3)
+
+
+def test_a_run_says_what_it_does(executed):
+    cells = nbformat.read(executed / "executed.ipynb", as_version=4).cells
+    printed = "".join(o.get("text", "") for c in cells for o in c.get("outputs", []))
+    assert "max_images = 24  (given by hand)" in printed
+    assert "30 images in images" in printed and "24 images in 3 batches" in printed
+    assert "Epoch [    2/    2] | d_loss: " in printed
+    assert printed.count("Tests Passed") >= 10
+    line = next(
+        o.data["text/plain"]
+        for c in cells
+        for o in c.get("outputs", [])
+        if "epoch 2 of 2" in o.get("data", {}).get("text/plain", "")
+    )
+    assert "images/s" in line and "100%" in line and "left" in line
+
+
+def test_the_exported_script_runs(executed):
+    subprocess.run(
+        [sys.executable, "-m", "jupyter", "nbconvert", "--to", "script", "executed.ipynb"],
+        cwd=executed,
+        check=True,
+        capture_output=True,
+    )
+    environment = os.environ | {"PYTHONPATH": str(helpers.HERE), "MPLBACKEND": "agg"}
+    run = subprocess.run(
+        [sys.executable, "executed.py"],
+        cwd=executed,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert "Epoch [    2/    2] | d_loss: " in run.stdout
+    assert (executed / "out-2" / "interpolation.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"image_size": 48}, "image_size is 48"),
+        ({"preset": "fast"}, "preset is 'fast'"),
+        ({"output_dir": "/dev/null/out"}, "set output_dir to a place"),
+        ({"data_dir": "nowhere.zip"}, "nowhere.zip"),
+    ],
+)
+def test_a_wrong_setting_is_named_before_training(tmp_path, settings, message):
+    parameters = TINY | dict(output_dir=str(tmp_path / "out")) | settings
+    with pytest.raises(papermill.PapermillExecutionError, match=message):
+        papermill.execute_notebook(
+            helpers.NOTEBOOK, None, parameters=parameters, cwd=helpers.HERE, progress_bar=False
+        )
