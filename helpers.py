@@ -374,8 +374,8 @@ def nearest_images(samples: np.ndarray, images: np.ndarray) -> tuple[np.ndarray,
 _HARMLESS = {"builtins", "collections", "functools", "math", "numpy", "os", "pathlib", "posixpath"}
 _HARMLESS |= {"ntpath", "torch", "torchvision"}
 _HARMFUL = re.compile(
-    r"\b(datasets|eval|exec|exit|hub|input|kill|load|makedirs|mkdir|open|popen|quit|remove|rename|"
-    r"rmdir|save|system|touch|unlink|utils\.tensorboard|write_\w+)\b"
+    r"\b(\w*download\w*|datasets|eval|exec|exit|hub|input|kill|load|makedirs|mkdir|open|popen|quit|"
+    r"remove|rename|rmdir|save|system|touch|unlink|url\w+|utils\.tensorboard|write_\w+)\b"
 )
 
 
@@ -416,8 +416,8 @@ def load_definitions(notebook: str | Path = NOTEBOOK) -> types.ModuleType:
 
     Returns:
         A module that holds what the notebook defines. Its ``__left_out__`` lists the assignments
-        (``ast`` nodes) that did not run; its ``__broken__`` has, for each piece of code that cannot
-        run, the names that it would define and a message.
+        that did not run: the name of the cell and the ``ast`` node; its ``__broken__`` has, for
+        each piece of code that cannot run, the names that it would define and a message.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -427,9 +427,12 @@ def load_definitions(notebook: str | Path = NOTEBOOK) -> types.ModuleType:
     if path.suffix == ".py":
         sources = [path.read_text(encoding="utf-8")]
     else:
-        with warnings.catch_warnings(action="ignore"):  # about cell ids, which old notebooks lack
-            cells = nbformat.read(path, as_version=4).cells
-        sources = [cell.source if cell.cell_type == "code" else "" for cell in cells]
+        try:
+            with warnings.catch_warnings(action="ignore"):  # about missing cell ids
+                cells = nbformat.read(path, as_version=4).cells
+            sources = [cell.source if cell.cell_type == "code" else "" for cell in cells]
+        except (nbformat.ValidationError, AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"it has no cells ({type(error).__name__})") from None
     module = types.ModuleType(f"{path.stem} (notebook)")
     module.__file__ = str(path)
     module.__left_out__, module.__broken__ = [], []
@@ -450,7 +453,13 @@ def load_definitions(notebook: str | Path = NOTEBOOK) -> types.ModuleType:
         for statement in statements:
             found = [n for n in _evaluated(statement) if isinstance(n, ast.Name)]
             if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
-                if error := fails(statement, filename):
+                error = fails(statement, filename)
+                if error and (unknown := stale - names.keys()):  # a default that is not known yet
+                    names.update(dict.fromkeys(unknown))
+                    error = fails(statement, filename) and error
+                    for name in unknown - {statement.name}:
+                        del names[name]
+                if error:
                     message = f"its definition ({filename}) stops with {error}"
                     module.__broken__.append(({statement.name}, message))
             elif isinstance(statement, (ast.Import, ast.ImportFrom)):
@@ -475,7 +484,7 @@ def load_definitions(notebook: str | Path = NOTEBOOK) -> types.ModuleType:
                 ):
                     stale.difference_update(targets)
                 else:
-                    module.__left_out__.append(statement)
+                    module.__left_out__.append((filename, statement))
                     stale.update(targets)
         return imported
 
@@ -856,7 +865,9 @@ def show_images(
     """
     grid = image_grid(images, columns)
     rows = math.ceil(len(images) / columns)
-    figure, axes = plt.subplots(figsize=(10, 10 * grid.shape[0] / grid.shape[1]), layout="tight")
+    size = (10, 10 * grid.shape[0] / grid.shape[1])  # inches
+    figure, axes = plt.subplots(figsize=size, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0, h_pad=0)
     axes.imshow(grid, interpolation="bicubic")
     axes.set(xticks=[], yticks=[], frame_on=False)
     if row_labels is not None:

@@ -590,4 +590,121 @@ def train(D, G, n_epochs, print_every=50):
         G.train()
     return history
 """,
+    "one pass of D on both batches, two steps of G, a number for smoothing, an array of losses": """
+def real_loss(D_out, smooth=0.1):
+    labels = torch.ones_like(D_out) * (1 - smooth)
+    return F.binary_cross_entropy_with_logits(D_out, labels)
+
+
+def fake_loss(D_out):
+    return F.binary_cross_entropy_with_logits(D_out, torch.zeros_like(D_out))
+
+
+def train(D, G, n_epochs, print_every=50, g_steps=2):
+    losses = []
+    samples = []
+    fixed_z = torch.randn(25, z_size)
+    for epoch in range(n_epochs):
+        loader = iter(celeba_train_loader)
+        for batch_i in range(len(loader)):
+            real_images, _ = next(loader)
+            n = real_images.shape[0]
+            with torch.no_grad():
+                fake_images = G(torch.randn(n, z_size))
+            logits = D(torch.cat([scale(real_images), fake_images]))
+            d_optimizer.zero_grad()
+            d_loss = real_loss(logits[:n]) + fake_loss(logits[n:])
+            d_loss.backward()
+            d_optimizer.step()
+            for _ in range(g_steps):
+                g_optimizer.zero_grad()
+                g_loss = real_loss(D(G(torch.randn(n, z_size))), smooth=0)
+                g_loss.backward()
+                g_optimizer.step()
+            losses.append([d_loss.item(), g_loss.item()])
+            if batch_i % print_every == 0:
+                G.eval()
+                with torch.no_grad():
+                    samples.append(G(fixed_z).numpy())
+                G.train()
+    np.save('samples.npy', np.stack(samples))
+    return np.array(losses)
+""",
+    "old spectral_norm, a residual block, a fixed blur, answers squeezed to (N,)": """
+from torch.nn.utils import spectral_norm
+
+
+class Block(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.conv1 = spectral_norm(nn.Conv2d(channels, channels, 3, 1, 1))
+        self.conv2 = spectral_norm(nn.Conv2d(channels, channels, 3, 1, 1))
+
+    def forward(self, x):
+        return x + self.conv2(F.leaky_relu(self.conv1(F.leaky_relu(x, 0.2)), 0.2))
+
+
+class Discriminator(nn.Module):
+    def __init__(self, conv_dim):
+        super().__init__()
+        self.register_buffer('blur', torch.ones(3, 1, 3, 3) / 9)
+        self.layers = nn.Sequential(
+            spectral_norm(nn.Conv2d(3, conv_dim, 5, stride=2, padding=2)),
+            Block(conv_dim),
+            nn.LeakyReLU(0.2, inplace=True),
+            spectral_norm(nn.Conv2d(conv_dim, conv_dim * 2, 5, stride=2, padding=2)),
+            Block(conv_dim * 2),
+            nn.LeakyReLU(0.2, inplace=True),
+            nn.Dropout2d(0.25),
+            spectral_norm(nn.Conv2d(conv_dim * 2, conv_dim * 4, 5, stride=2, padding=2)),
+            nn.LeakyReLU(0.2, inplace=True),
+        )
+        self.fc = spectral_norm(nn.Linear(conv_dim * 4 * 4 * 4, 1))
+
+    def forward(self, x):
+        x = self.layers(F.conv2d(x, self.blur, padding=1, groups=3))
+        return self.fc(x.view(x.size(0), -1)).squeeze(1)
+""",
+    "D takes a step every second batch, depthwise convolutions": """
+class Discriminator(nn.Module):
+    def __init__(self, conv_dim):
+        super().__init__()
+
+        def block(a, b):
+            return [
+                nn.Conv2d(a, a, 3, 1, 1, groups=a),
+                nn.Conv2d(a, b, 4, 2, 1),
+                nn.BatchNorm2d(b),
+                nn.LeakyReLU(0.2, inplace=True),
+            ]
+
+        self.layers = nn.Sequential(*block(3, conv_dim), *block(conv_dim, conv_dim * 2))
+        self.fc = nn.Linear(conv_dim * 2 * 8 * 8, 1)
+
+    def forward(self, x):
+        return self.fc(self.layers(x).flatten(1))
+
+
+def train(D, G, n_epochs, print_every=50):
+    losses = []
+    fixed_z = torch.randn(16, z_size)
+    for epoch in range(n_epochs):
+        for batch_i, (real_images, _) in enumerate(celeba_train_loader):
+            n = len(real_images)
+            if batch_i % 2 == 0:
+                d_optimizer.zero_grad()
+                d_loss = real_loss(D(scale(real_images)))
+                d_loss = d_loss + fake_loss(D(G(torch.randn(n, z_size)).detach()))
+                d_loss.backward()
+                d_optimizer.step()
+            g_optimizer.zero_grad()
+            g_loss = real_loss(D(G(torch.randn(n, z_size))))
+            g_loss.backward()
+            g_optimizer.step()
+        losses.append((d_loss.item() / 2, g_loss.item() / 2))
+        G.eval()
+        G(fixed_z)
+        G.train()
+    return losses
+""",
 }

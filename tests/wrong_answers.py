@@ -89,6 +89,8 @@ WRONG_ANSWERS = [
         style="an own Dataset",
     ),
     Wrong("get_dataloader", "batch_size=batch_size", "batch_size=24", "got [24]"),
+    Wrong("get_dataloader", "return loader", "return iter(loader)", "Return the DataLoader itself"),
+    Wrong("get_dataloader", ", transforms.ToTensor()", "", "got PIL images. Add transforms.ToTen"),
     # ------------------------------------------------------------------------------ the scale
     Wrong(
         "scale",
@@ -115,6 +117,12 @@ WRONG_ANSWERS = [
         "x = x * (max - min) + min",
         "x = x.flatten() * (max - min) + min",
         "the shape changes",
+    ),
+    Wrong(
+        "scale",
+        "x * (max - min) + min",
+        "(x * (max - min) + min).half()",
+        "Expected torch.float32, got torch.float16",
     ),
     # -------------------------------------------------------------------------- discriminator
     Wrong(
@@ -255,6 +263,60 @@ WRONG_ANSWERS = [
         "F.leaky_relu(self.conv1(x), 0.2)",
         "F.leaky_relu(self.conv1(torch.zeros_like(x) * x), 0.2)",
         "no gradient reaches conv1.weight",
+    ),
+    Wrong(
+        "discriminator",
+        "x = self.fc(x)\n        return x",
+        "return F.softmax(self.fc(x), dim=1)",
+        "got softmax after the last layer",
+    ),
+    Wrong(
+        "discriminator",
+        "x = self.fc(x)\n        return x",
+        "return F.leaky_relu(self.fc(x), 0.2)",
+        "got leaky_relu after the last layer",
+    ),
+    Wrong(
+        "discriminator",
+        "x = self.fc(x)\n        return x",
+        "return F.dropout(self.fc(x), 0.5, self.training)",
+        "got dropout after the last layer",
+    ),
+    Wrong(
+        "discriminator",
+        "x = self.fc(x)\n        return x",
+        "return F.batch_norm(self.fc(x), None, None, training=True)",
+        "got batch_norm after the last",
+    ),
+    Wrong(
+        "discriminator",
+        "x = self.fc(x)\n        return x",
+        "return torch.sigmoid(self.fc(x)) * 10 - 5",
+        "got sigmoid after the last layer",
+    ),
+    Wrong(
+        "discriminator",
+        "x = self.fc(x)\n        return x",
+        "return 1 / (1 + torch.exp(-self.fc(x)))",
+        "must be a logit",
+    ),
+    Wrong(
+        "discriminator",
+        "self.fc = nn.Linear(conv_dim * 4 * 4 * 4, 1)",
+        "w = torch.randn(conv_dim * 64, 1, requires_grad=True)\n        self.fc = lambda x: x @ w",
+        "is not registered, so no optimizer will train it",
+    ),
+    Wrong(
+        "discriminator",
+        "self.conv1(x)",
+        "F.conv2d(x, self.conv1.weight.data, self.conv1.bias, 2, 1)",
+        "no gradient reaches conv1.weight",
+    ),
+    Wrong(
+        "discriminator",
+        "F.leaky_relu(self.bn2(self.conv2(x)), 0.2)",
+        "self.bn2(self.conv2(x))",
+        "there is no activation between two of its convolutions",
     ),
     # ------------------------------------------------------------------------------ generator
     Wrong("generator", "torch.tanh(self.t_conv3(x))", "self.t_conv3(x)", "leave [-1, 1]"),
@@ -423,13 +485,19 @@ WRONG_ANSWERS = [
         "weights_init_normal",
         "nn.init.constant_(m.bias.data, 0.0)",
         "nn.init.normal_(m.bias.data)",
-        "the biases of Conv2d are too wide",
+        "the biases of Conv2d are too far from 0",
     ),
     Wrong(
         "weights_init_normal",
         "nn.init.constant_(m.bias.data, 0.0)",
         "nn.init.constant_(m.bias.data, 1.0)",
         "got values from 1.00 to 1.00",
+    ),
+    Wrong(
+        "weights_init_normal",
+        "nn.init.constant_(m.bias.data, 0.0)",
+        "nn.init.constant_(m.bias.data, 0.1)",
+        "got values from 0.10 to 0.10",
     ),
     Wrong(
         "weights_init_normal",
@@ -449,6 +517,12 @@ WRONG_ANSWERS = [
     Wrong("build_network", "print(G)\n    return D, G", "return D, D", "networks do not fit"),
     Wrong("build_network", "    G.apply(weights_init_normal)\n", "", "fc of G has the wrong"),
     Wrong("build_network", "    D.apply(weights_init_normal)\n", "", "conv1 of D has the wrong"),
+    Wrong(
+        "build_network",
+        "print(G)\n    return D, G",
+        "return D, G.requires_grad_(False)",
+        "fc of G cannot be trained",
+    ),
     Wrong(
         "build_network",
         "Discriminator(d_conv_dim)",
@@ -502,6 +576,13 @@ WRONG_ANSWERS = [
         "labels *= 0.09",
         "the label with smooth=True is wrong for real images",
         "label smoothing by an argument",
+    ),
+    Wrong(
+        "real_loss",
+        "(D_out) * (1 - smooth)",
+        "(D_out) * smooth",
+        "the label is wrong for real images. Expected 1 (smoothed: 0.7 to 1.2), got 0.10",
+        "one pass of D on both batches, two steps of G, a number for smoothing, an array of losses",
     ),
     Wrong(
         "real_loss",
@@ -610,7 +691,7 @@ WRONG_ANSWERS = [
         "pass",
         "do not reach D in [-1, 1]. Expected values from -1 to 1, got values from 0.0",
     ),
-    Wrong("train", "scale(real_images)", "scale(scale(real_images))", "got values from -2.9"),
+    Wrong("train", "scale(real_images)", "scale(scale(real_images))", "got values from -"),
     Wrong(
         "train",
         "            d_optimizer.zero_grad()\n",
@@ -630,10 +711,57 @@ WRONG_ANSWERS = [
         "d_optimizer.zero_grad()\n\n            g_optimizer.step()\n",
         "g_optimizer.step() runs, but no gradient",
     ),
+    Wrong(
+        "train",
+        "d_real_loss = real_loss(D(real_images))",
+        "d_real_loss = real_loss(D(torch.rand_like(real_images)))",
+        "D is never shown the loader's images",
+    ),
+    Wrong(
+        "train",
+        "d_real_loss = real_loss(D(real_images))",
+        "d_real_loss = real_loss(D(G(torch.rand(batch_size, z_size))))",
+        "D is never shown the loader's images",
+    ),
+    Wrong(
+        "train",
+        "batch_size = real_images.size(0)\n            real_images = scale(real_images)",
+        "if batch_i == 0:\n                first = real_images\n            "
+        "batch_size = first.size(0)\n            real_images = scale(first)",
+        "it does not train on all images. Expected D to see each of the 48 images",
+    ),
+    Wrong(
+        "train",
+        "            batch_size = real_images.size(0)\n            real_images = scale(",
+        "            if batch_i % 2:\n                continue\n"
+        "            batch_size = real_images.size(0)\n            real_images = scale(",
+        "it does not train on all images",
+    ),
+    Wrong(
+        "train",
+        "fixed_z = torch.from_numpy(fixed_z).float()",
+        "fixed_z = torch.zeros(16, z_size)",
+        "the fixed latents of the samples are all the same",
+    ),
+    Wrong(
+        "train",
+        "losses.append((d_loss.item(), g_loss.item()))",
+        "losses.append((d_real_loss.item(), d_fake_loss.item()))",
+        "the second loss of each pair is a part of D's",
+    ),
+    Wrong(
+        "train", "for epoch in range(n_epochs):", "epoch = 0\n    while True:", "got at least 48"
+    ),
     Wrong("train", "d_optimizer.step()", "pass", "D is never updated"),
     Wrong("train", "g_optimizer.step()", "pass", "G is never updated"),
     Wrong("train", "d_loss.backward()", "pass", "no gradient of d_loss has reached D"),
     Wrong("train", "g_loss.backward()", "pass", "no gradient of g_loss has reached G"),
+    Wrong(
+        "train",
+        "    samples = []\n",
+        "    samples = []\n    d_optimizer.param_groups[0]['lr'] = 0\n",
+        "D's step leaves all weights of D as they were",
+    ),
     Wrong(
         "train",
         "g_loss = real_loss(D(fake_images))",
@@ -723,7 +851,7 @@ WRONG_ANSWERS = [
         "train", G_STEP, G_STEP + "\n            break", "Expected 12 batches for n_epochs=2, got 2"
     ),
     Wrong("train", "for epoch in range(n_epochs):", "for epoch in range(1):", "got 6"),
-    Wrong("train", "for epoch in range(n_epochs):", "for epoch in range(10):", "got 60"),
+    Wrong("train", "for epoch in range(n_epochs):", "for epoch in range(10):", "got at least 48"),
     Wrong("train", "        G.eval()\n", "", "the fixed samples are not drawn in eval mode"),
     Wrong("train", "        G.train()\n", "", "G trains in eval mode"),
     Wrong(
@@ -775,6 +903,7 @@ WRONG_ANSWERS = [
         "def train(D, G, n_epochs, learning_rate, print_every=50):",
         "it has an unknown argument learning_rate",
     ),
+    Wrong("train", "def train(D, G, n", "def train(G, D, n", "its arguments are swapped"),
     Wrong(
         "train",
         "            D.requires_grad_(False)\n            g_optimizer.zero_grad()\n",
