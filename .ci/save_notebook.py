@@ -8,17 +8,21 @@ Run it on the output of ``jupyter nbconvert --to notebook --execute``.
 import sys
 
 import nbformat
-from nbconvert.preprocessors import TagRemovePreprocessor
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor, TagRemovePreprocessor
 
 
 def main(executed: str, target: str) -> None:
-    """Write ``executed`` to ``target`` without the outputs of cells tagged ``real-photos``."""
+    """Write ``executed`` to ``target`` without the outputs of cells tagged ``real-photos``.
+
+    Lines printed one after the other become one output.
+    """
     notebook = nbformat.read(executed, as_version=4)
     if any("injected-parameters" in cell.metadata.get("tags", []) for cell in notebook.cells):
         sys.exit(f"{executed} was run with settings of its own: run the notebook as it is.")
     counts = [cell.get("execution_count") for cell in notebook.cells]
     strip = TagRemovePreprocessor(enabled=True, remove_all_outputs_tags={"real-photos"})
     notebook, _ = strip.preprocess(notebook, {})
+    notebook, _ = CoalesceStreamsPreprocessor(enabled=True).preprocess(notebook, {})
     for cell, count in zip(notebook.cells, counts, strict=True):
         if cell.cell_type == "code":
             cell.execution_count = count  # these cells did run: only their pictures are left out
