@@ -168,6 +168,15 @@ def _disk_full(folder: Path) -> OSError:
     )
 
 
+@contextmanager
+def _naming_a_full_disk(folder: Path) -> Iterator[None]:
+    """Turn the system's error for a full disk into one that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise (_disk_full(folder) if error.errno == errno.ENOSPC else error) from None
+
+
 def _is_image_name(path: Path) -> bool:
     """Whether a path names an image: by its ending, and no litter such as ``__MACOSX/._1.jpg``."""
     return path.suffix.lower() in IMG_EXTENSIONS and not any(
@@ -195,7 +204,7 @@ def unpack(archive: str | Path, folder: str | Path) -> None:
     with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=folder.parent) as temporary:
         target = Path(temporary, "images").resolve()
         try:
-            with zipfile.ZipFile(archive) as opened:
+            with _naming_a_full_disk(folder.parent), zipfile.ZipFile(archive) as opened:
                 for member in opened.infolist():
                     if not (target / member.filename).resolve().is_relative_to(target):
                         raise ValueError(
@@ -218,8 +227,6 @@ def unpack(archive: str | Path, folder: str | Path) -> None:
             raise ValueError(
                 f"{archive} cannot be unpacked ({error}): set data_dir to a plain zip or a folder."
             ) from error
-        except OSError as error:
-            raise (_disk_full(folder.parent) if error.errno == errno.ENOSPC else error) from None
         tops = list(target.iterdir())
         os.replace(tops[0] if len(tops) == 1 and tops[0].is_dir() else target, folder)
 
@@ -233,11 +240,9 @@ def _offline_set() -> Path:
     with tempfile.TemporaryDirectory(prefix=".offline-", dir=CACHE) as temporary:
         images = Path(temporary, "images")
         images.mkdir()
-        try:
+        with _naming_a_full_disk(CACHE):
             for i, face in enumerate(generate_faces(OFFLINE_FACES, seed=0), start=1):
                 Image.fromarray(face).save(images / f"{i:06d}.png", compress_level=1)
-        except OSError as error:
-            raise (_disk_full(CACHE) if error.errno == errno.ENOSPC else error) from None
         os.replace(images, folder)
     return folder
 
@@ -721,10 +726,9 @@ def writing(path: Path) -> Iterator[Path]:
     """Give a temporary path to write to; it takes the name ``path`` once all is written."""
     temporary = path.with_name(f".{path.name}")
     try:
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise (_disk_full(path.parent) if error.errno == errno.ENOSPC else error) from None
+        with _naming_a_full_disk(path.parent):
+            yield temporary
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
