@@ -11,15 +11,22 @@ import builtins
 import copy
 import csv
 import errno
+import hashlib
+import inspect
 import io
+import itertools
 import linecache
 import math
+import mmap
 import os
 import re
 import shutil
+import signal
+import stat
 import sys
 import tempfile
 import threading
+import time
 import types
 import warnings
 import zipfile
@@ -27,23 +34,29 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PureWindowsPath
+from typing import Any, BinaryIO
 
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
+import PIL
 import pooch
 import requests
 import safetensors
 import safetensors.torch
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+import torchvision
+from filelock import FileLock, Timeout
 from IPython import get_ipython
 from IPython.core.inputtransformer2 import TransformerManager
 from IPython.display import display
 from PIL import Image, ImageOps
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.distributed.nn.functional import all_reduce
+from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 from torchvision.utils import make_grid, save_image
@@ -60,6 +73,17 @@ ARCHIVE_URL = (
 )
 ARCHIVE_SHA256 = "2cd4fbba4b618faeb4be18c69da3a68ff6a163057d12ff321cb044fc51f416d3"
 OFFLINE_FACES = 10_000
+
+# A server that stalls from the start is left after 50 seconds: 8 to reach it, 3 x 12, 2 x 3.
+DOWNLOAD_TRIES = 3
+DOWNLOAD_TIMEOUT = 12.0  # seconds without a byte
+DOWNLOAD_PAUSE = 3.0  # seconds before the next try
+
+# JPEG and PNG hardly shrink in a zip. A BMP of one colour shrinks a thousandfold, so a small
+# archive may grow at any ratio, if not beyond all measure.
+LARGEST_IMAGE = 100 * 2**20  # bytes of one file
+LARGEST_RATIO = 100  # of all images to the archive ...
+HARMLESS_SIZE = 2**30  # ... where they have more bytes than that
 
 # ------------------------------------------------------------------------------------- the data
 
@@ -79,16 +103,16 @@ def get_data(data_dir: str | Path) -> Path:
 
     Raises:
         FileNotFoundError: if ``data_dir`` names a zip that is not there.
-        ValueError: if the file is no zip, or is damaged, or its checksum is wrong.
-        OSError: if the disk is full, or the server breaks off or refuses.
+        ValueError: if the file is no zip, or is damaged or dangerous, or its checksum is wrong.
+        OSError: if the disk is full, a folder cannot be written to, or the server refuses, stalls
+            or breaks off.
     """
     data_dir = Path(data_dir).expanduser()
     if data_dir.is_dir():
         return data_dir
     if data_dir.is_file():
-        folder = CACHE / f"{data_dir.stem}-{pooch.file_hash(data_dir)[:12]}"
-        if not folder.is_dir():
-            unpack(data_dir, folder)
+        folder = CACHE / f"{data_dir.stem[:50]}-{pooch.file_hash(data_dir)[:12]}"
+        unpack(data_dir, folder)
         return folder
     if data_dir.suffix.lower() == ".zip":
         raise FileNotFoundError(f"There is no file {data_dir}: correct data_dir.")
@@ -127,21 +151,36 @@ def _download(url: str, sha256: str) -> Path:
     """Download a file into the cache folder, or find it there; either way check its hash."""
 
     def fetch(url: str, output_file: str, pooch_: pooch.Pooch | None) -> None:
-        progress = Progress(total=1, desc="Downloading", unit="B", unit_scale=True)
-        get = pooch.HTTPDownloader(progressbar=progress, chunk_size=2**18, timeout=30)
-        get(url, output_file, pooch_)
+        for left in reversed(range(DOWNLOAD_TRIES)):
+            try:
+                with Progress(total=1, desc="Downloading", unit="B", unit_scale=True) as progress:
+                    pooch.HTTPDownloader(
+                        progressbar=progress, chunk_size=2**18, timeout=DOWNLOAD_TIMEOUT
+                    )(url, output_file, pooch_)
+                return
+            except requests.RequestException as error:
+                refused = error.response is not None and error.response.status_code < 500
+                if refused or not left:
+                    raise
+                print(f"The download broke off ({error}): trying again, {left} more at most.")
+                time.sleep(DOWNLOAD_PAUSE)
+
+    def retrieve(temporary: Path) -> Path:
+        name = Path(url).name
+        return Path(pooch.retrieve(url, sha256, fname=name, path=temporary, downloader=fetch))
 
     pooch.get_logger().setLevel("WARNING")
+    archive = CACHE / Path(url).name
+    if archive.is_file() and pooch.file_hash(archive) != sha256:
+        archive.unlink()
     try:
-        return Path(pooch.retrieve(url, sha256, fname=Path(url).name, path=CACHE, downloader=fetch))
+        return _make_once(archive, retrieve)
     except ValueError as error:
         raise ValueError(
             f"What {url} sent is not the archive expected (its SHA-256 is wrong) and was deleted. "
             "Run the cell again, or download the archive by hand and set data_dir to it."
         ) from error
-    except OSError as error:  # requests' errors are OSErrors too
-        if error.errno == errno.ENOSPC:
-            raise _disk_full(CACHE) from error
+    except requests.RequestException as error:
         raise OSError(
             f"The download of {url} failed: {error}. Run the cell again, or set data_dir to a "
             "folder of images of your own."
@@ -160,6 +199,9 @@ def _check_writable(folder: Path, setting: str) -> None:
         ) from error
 
 
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, the user's share of it, the file
+
+
 def _disk_full(folder: Path) -> OSError:
     return OSError(
         errno.ENOSPC,
@@ -174,7 +216,9 @@ def _naming_a_full_disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise (_disk_full(folder) if error.errno == errno.ENOSPC else error) from None
+        if error.errno not in _FULL:
+            raise
+        raise _disk_full(folder) from None
 
 
 def _is_image_name(path: Path) -> bool:
@@ -184,67 +228,134 @@ def _is_image_name(path: Path) -> bool:
     )
 
 
+def _make_once(path: Path, make: Callable[[Path], Path]) -> Path:
+    """Make a file or folder unless it is there: all of it or nothing, and by one process only.
+
+    Others that want it, or anything else in its folder, wait. The lock ends with its process, so
+    whoever gets it may remove what a killed one left.
+
+    Args:
+        path: what to make.
+        make: fills the temporary folder it is given, and returns what in there shall be ``path``.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        OSError: if the disk is full or the cache folder cannot be written to.
+    """
+    if path.exists():
+        return path
+    beside = path.parent
+    if beside == CACHE:
+        _check_writable(CACHE, "the environment variable XDG_CACHE_HOME")
+    beside.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(beside / ".unfinished-faces.lock")
+    with _naming_a_full_disk(beside):
+        try:
+            lock.acquire(timeout=0.5)
+        except Timeout:
+            print(f"Another process is at work in {beside}: waiting for it.")
+            lock.acquire()
+        try:
+            if not path.exists():
+                for left in beside.glob(".unfinished-faces-*"):
+                    shutil.rmtree(left, ignore_errors=True)
+                with tempfile.TemporaryDirectory(prefix=".unfinished-faces-", dir=beside) as folder:
+                    os.replace(make(Path(folder)), path)
+        finally:
+            with suppress(OSError):  # on Windows the lock itself does it
+                os.unlink(lock.lock_file)
+            lock.release()
+    return path
+
+
+def _images_in(opened: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """The images of a zip, with slashes in their names, once they are known to be harmless."""
+    members = []
+    for member in opened.infolist():
+        name = PureWindowsPath(member.filename)  # it takes either slash, and knows of drives
+        if name.anchor or ".." in name.parts:
+            raise ValueError(
+                f"{opened.filename}: the entry {member.filename!r} would be written outside its "
+                "folder. Nothing was unpacked: do not use this archive."
+            )
+        member.filename = name.as_posix()
+        kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where the zip does not say
+        is_file = kind in (0, stat.S_IFREG) and member.orig_filename[-1:] not in "/\\"
+        if is_file and _is_image_name(Path(name)):
+            members.append(member)
+    if not members:
+        raise ValueError(f"{opened.filename} holds no images: set data_dir to one that does.")
+    for member in members:
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise NotImplementedError(f"compression type {member.compress_type}")
+    largest = max(members, key=lambda member: member.file_size)
+    total = sum(member.file_size for member in members)
+    packed = os.path.getsize(opened.filename)
+    if largest.file_size > LARGEST_IMAGE or total > max(HARMLESS_SIZE, LARGEST_RATIO * packed):
+        raise ValueError(
+            f"{opened.filename} would grow from {packed:,} to {total:,} bytes, its entry "
+            f"{largest.filename!r} to {largest.file_size:,}: no photographs do. Nothing was "
+            "unpacked: do not use it, or unpack it by hand and set data_dir to that folder."
+        )
+    return members
+
+
 def unpack(archive: str | Path, folder: str | Path) -> None:
     """Unpack the images of a zip into a new folder: all of them, or nothing.
 
     They are written to a temporary folder beside it, which takes the name at the end. If the
-    archive holds a single top folder, that one becomes ``folder``.
+    archive holds a single top folder, that one becomes ``folder``. Links are left out.
 
     Args:
         archive: path of the zip.
-        folder: a path where nothing is yet.
+        folder: what to make. Nothing is done if it is there: another process may have made it.
 
     Raises:
-        ValueError: if the file is no zip, is damaged, holds no images, or has an entry that would
-            land outside ``folder``.
+        ValueError: if the file is no zip, is damaged, holds no images, has an entry that would
+            land outside ``folder``, or would grow as no photographs do; or if a file cannot be
+            written under its name.
         OSError: if there is not enough space.
     """
     archive, folder = Path(archive), Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=folder.parent) as temporary:
-        target = Path(temporary, "images").resolve()
+
+    def extract(temporary: Path) -> Path:
+        target = temporary / "images"
         try:
-            with _naming_a_full_disk(folder.parent), zipfile.ZipFile(archive) as opened:
-                for member in opened.infolist():
-                    if not (target / member.filename).resolve().is_relative_to(target):
-                        raise ValueError(
-                            f"{archive}: the entry {member.filename!r} would be written outside "
-                            "its folder. Nothing was unpacked: do not use this archive."
-                        )
-                members = [m for m in opened.infolist() if _is_image_name(Path(m.filename))]
-                if not members:
-                    raise ValueError(f"{archive} holds no images: set data_dir to one that does.")
-                needed = sum(member.file_size for member in members)
-                if needed > shutil.disk_usage(folder.parent).free:
+            with zipfile.ZipFile(archive) as opened:
+                members = _images_in(opened)
+                if sum(m.file_size for m in members) > shutil.disk_usage(temporary).free:
                     raise _disk_full(folder.parent)
                 for member in Progress(members, desc=f"Unpacking {archive.name}", unit=" images"):
-                    opened.extract(member, target)
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                    opened.extract(member, target)  # never more bytes than the entry declares
+        except (zipfile.BadZipFile, zlib.error, EOFError, UnicodeError) as error:
             raise ValueError(
                 f"{archive} is no zip file, or a damaged one ({error}): get it anew."
             ) from error
-        except (RuntimeError, NotImplementedError) as error:  # a password, an unknown compression
+        except (RuntimeError, NotImplementedError, OSError) as error:  # a password, a long name
+            if isinstance(error, OSError) and error.errno in _FULL:
+                raise
             raise ValueError(
                 f"{archive} cannot be unpacked ({error}): set data_dir to a plain zip or a folder."
             ) from error
         tops = list(target.iterdir())
-        os.replace(tops[0] if len(tops) == 1 and tops[0].is_dir() else target, folder)
+        return tops[0] if len(tops) == 1 and tops[0].is_dir() else target
+
+    _make_once(folder, extract)
 
 
 def _offline_set() -> Path:
     """Return the folder of the offline set; made from the shipped weights the first time."""
-    folder = CACHE / f"offline-{pooch.file_hash(WEIGHTS)[:12]}"
-    if folder.is_dir():
-        return folder
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".offline-", dir=CACHE) as temporary:
-        images = Path(temporary, "images")
+
+    def draw(temporary: Path) -> Path:
+        images = temporary / "images"
         images.mkdir()
-        with _naming_a_full_disk(CACHE):
-            for i, face in enumerate(generate_faces(OFFLINE_FACES, seed=0), start=1):
-                Image.fromarray(face).save(images / f"{i:06d}.png", compress_level=1)
-        os.replace(images, folder)
-    return folder
+        for i, face in enumerate(generate_faces(OFFLINE_FACES, seed=0), start=1):
+            Image.fromarray(face).save(images / f"{i:06d}.png", compress_level=1)
+        return images
+
+    return _make_once(CACHE / f"offline-{pooch.file_hash(WEIGHTS)[:12]}", draw)
 
 
 def find_images(
@@ -275,54 +386,151 @@ def find_images(
     return paths
 
 
-def load_images(paths: list[Path], transform: Callable[[Image.Image], Image.Image]) -> np.ndarray:
-    """Decode image files, once, into one array.
+def load_images(
+    paths: list[Path],
+    transform: Callable[[Image.Image], Image.Image],
+    data_dir: str | Path | None = None,
+    skip_broken: bool = False,
+) -> np.ndarray:
+    """Decode image files into one array; with ``data_dir``, once and for all later runs.
 
     An aligned CelebA original (178x218) is cropped to its central 108x108 first, as the processed
-    set was.
+    set was. Transparency becomes white, 16 bits a channel become 8, turned photographs are set
+    upright.
 
     Args:
         paths: the files.
         transform: takes an RGB image of any size and returns one of a fixed size.
+        data_dir: the folder of the images. The array is kept there, in ``.arrays`` (in the user's
+            cache folder if nothing can be written there), until a file, its size or time, or the
+            transform changes. It is mapped from the disk, not read into memory.
+        skip_broken: leave files that cannot be decoded out, and say how many.
 
     Returns:
-        uint8 array (len(paths), H, W, 3).
+        uint8 array (n, H, W, 3), n = len(paths) without those left out; read-only with
+        ``data_dir``.
 
     Raises:
-        ValueError: if files cannot be decoded; it names them.
+        ValueError: if files cannot be decoded, or none can; it names them.
+        OSError: if the disk is full.
     """
+    if data_dir is None:
+        return np.concatenate(list(_decoded(paths, transform, skip_broken)))
+    path, names = _array_path(paths, transform, Path(data_dir))
+    with _first_on_each_machine(), FileLock(path.with_name(f".{names}.lock")):
+        if not (path.is_file() and _is_whole_array(path)):
+            for pattern in (f"{names}-*.npy", f".{names}-*.npy"):  # of the same files before they
+                for other in path.parent.glob(pattern):  # changed, or of a run that was killed
+                    other.unlink()
+            with writing(path) as temporary, open(temporary, "wb") as file:
+                _write_array(file, _decoded(paths, transform, skip_broken), len(paths))
+    images = np.load(path, mmap_mode="r")
+    if len(images) < len(paths):
+        message = f"{len(paths) - len(images):,} of {len(paths):,} files cannot be read as images"
+        if not skip_broken:
+            path.unlink()  # made with skip_broken: read again, so that they are named
+            return load_images(paths, transform, data_dir)
+        print(f"{message}: they are left out.")
+    return images
+
+
+def _array_path(paths: list[Path], transform: Any, data_dir: Path) -> tuple[Path, str]:
+    """Where an array is kept: named by the files and the transform, then by sizes and times."""
+    names = hashlib.sha256(f"1 {transform} {PIL.__version__} {torchvision.__version__}".encode())
+    states = hashlib.sha256()
+    for path in paths:
+        status = path.stat()
+        names.update(f"\0{path.relative_to(data_dir).as_posix()}".encode(errors="surrogateescape"))
+        states.update(f"{status.st_size} {status.st_mtime_ns} ".encode())
+    folder = data_dir / ".arrays"
+    try:
+        _check_writable(folder, "data_dir")
+    except OSError:
+        folder = CACHE / "arrays"
+        folder.mkdir(parents=True, exist_ok=True)
+        names.update(str(data_dir.resolve()).encode(errors="surrogateescape"))
+    name = names.hexdigest()[:12]
+    return folder / f"{name}-{states.hexdigest()[:12]}.npy", name
+
+
+def _is_whole_array(path: Path) -> bool:
+    try:
+        return np.load(path, mmap_mode="r").dtype == np.uint8
+    except (ValueError, OSError, EOFError):
+        return False
+
+
+def _write_array(file: BinaryIO, blocks: Iterator[np.ndarray], n: int) -> None:
+    """Write the blocks one after the other as one .npy file; n: how many images they may have."""
+
+    def write_header(n: int, shape: tuple[int, ...]) -> None:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (n, *shape)}
+        np.lib.format.write_array_header_1_0(file, header)
+
+    written, shape = 0, (0,)
+    for block in blocks:
+        if not written:
+            shape = block.shape[1:]
+            write_header(n, shape)
+        file.write(block.tobytes())
+        written += len(block)
+    file.seek(0)
+    write_header(written, shape)  # of the same length: numpy leaves room for any number
+
+
+def _decoded(
+    paths: list[Path], transform: Callable[[Image.Image], Image.Image], skip_broken: bool
+) -> Iterator[np.ndarray]:
+    """Decode files in blocks, uint8 (up to 1024, H, W, 3); at the end, name those that failed."""
 
     def load(path: Path) -> np.ndarray | str:
         try:
             with Image.open(path) as opened:
-                image = ImageOps.exif_transpose(opened).convert("RGB")
+                image = _to_rgb(ImageOps.exif_transpose(opened))
+            if image.size == (178, 218):
+                image = v2.functional.center_crop(image, 108)
+            return np.asarray(transform(image))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             return f"{path} ({error})"
-        if image.size == (178, 218):
-            image = v2.functional.center_crop(image, 108)
-        return np.asarray(transform(image))
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # PIL decodes outside the interpreter's lock
-        loaded = list(
-            Progress(pool.map(load, paths), total=len(paths), desc="Decoding", unit=" images")
-        )
-    broken = [item for item in loaded if isinstance(item, str)]
-    if broken:
+    broken: list[str] = []
+    progress = Progress(total=len(paths), desc="Decoding", unit=" images")
+    with progress, ThreadPoolExecutor(os.cpu_count()) as pool:  # PIL decodes outside the GIL
+        for start in range(0, len(paths), 1024):
+            loaded = []
+            for item in pool.map(load, paths[start : start + 1024]):
+                (broken if isinstance(item, str) else loaded).append(item)
+                progress.update()
+            if loaded and not (broken and not skip_broken):
+                yield np.stack(loaded)
+    if broken and (not skip_broken or len(broken) == len(paths)):
         more = f"\n  and {len(broken) - 20} more" if len(broken) > 20 else ""
         raise ValueError(
             f"{len(broken)} of {len(paths)} files cannot be read as images:\n  "
             + "\n  ".join(broken[:20])
             + more
-            + "\nDelete or replace them."
+            + "\nDelete or replace them, or set skip_broken = True to leave them out."
         )
-    return np.stack(loaded)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode to RGB."""
+    if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip to 8
+        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)).convert(
+            "RGB"
+        )
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 class ImageArray(Dataset):
     """A data set over one uint8 array of images, read a batch at a time.
 
     Items are ``(image, label)``: a float tensor (3, H, W) in [0, 1] and 0, since faces have no
-    classes here.
+    classes here. On a CUDA device with room the array is copied there, and batches are made there.
+    Where several processes train together, each reads its share of a batch.
 
     Args:
         images: uint8 array (N, H, W, 3).
@@ -330,18 +538,33 @@ class ImageArray(Dataset):
 
     def __init__(self, images: np.ndarray) -> None:
         self.images = images
+        self._on_device: Tensor | None = None
+        if torch.cuda.is_available() and images.nbytes < torch.cuda.mem_get_info()[0] / 2:
+            self._on_device = torch.from_numpy(np.array(images)).cuda()
+        self._n_read = 0
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        images, labels = self.__getitems__([index])
+        images, labels = self._read([index])
         return images[0], labels[0]
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """Return a batch, images (n, 3, H, W) and labels (n,), by one indexed read."""
-        images = torch.from_numpy(self.images[indices]).permute(0, 3, 1, 2).contiguous()
-        return images.float().div_(255), torch.zeros(len(indices), dtype=torch.int64)
+        return self._read(share(indices))
+
+    def _read(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        if self._on_device is None:
+            images = torch.from_numpy(self.images[indices])
+            self._n_read += len(indices)
+            if self._n_read >= 1024:
+                release_memory(self.images)
+                self._n_read = 0
+        else:
+            images = self._on_device[torch.tensor(indices, device=self._on_device.device)]
+        images = images.permute(0, 3, 1, 2).contiguous().float().div_(255)
+        return images, torch.zeros(len(indices), dtype=torch.int64)
 
     @staticmethod
     def collate(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -349,27 +572,44 @@ class ImageArray(Dataset):
         return batch
 
 
-def nearest_images(samples: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def release_memory(array: np.ndarray) -> None:
+    """Let go of the pages of a mapped file that were read so far; reading them again works."""
+    if isinstance(array, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+        array._mmap.madvise(mmap.MADV_DONTNEED)
+
+
+def nearest_images(
+    samples: np.ndarray, images: np.ndarray, other_than: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Find each sample's nearest image, by the root mean square difference of their pixels.
 
     Args:
         samples: uint8 array (n, H, W, 3).
         images: uint8 array (N, H, W, 3).
+        other_than: for each sample the index of an image that does not count (n,): itself.
 
     Returns:
-        The nearest images' indices (n,) and their distances (n,), in grey levels from 0 to 255.
+        The nearest images' indices (n,) and their distances (n,), in grey levels from 0 to 255;
+        infinite where there is no image that counts.
     """
     flat = torch.from_numpy(samples).flatten(1).float()
+    rows = torch.arange(len(flat))
     smallest = torch.full((len(flat),), math.inf)
     nearest = torch.zeros(len(flat), dtype=torch.int64)
     for start in range(0, len(images), 4096):  # a block at a time: memory stays small
-        block = torch.from_numpy(images[start : start + 4096]).flatten(1).float()
-        values, indices = torch.cdist(flat, block).min(dim=1)
+        block = torch.from_numpy(np.array(images[start : start + 4096])).flatten(1).float()
+        release_memory(images)
+        distances = torch.cdist(flat, block)
+        if other_than is not None:
+            columns = torch.from_numpy(other_than) - start
+            here = (columns >= 0) & (columns < len(block))
+            distances[rows[here], columns[here]] = math.inf
+        values, indices = distances.min(dim=1)
         nearest = torch.where(values < smallest, indices + start, nearest)
         smallest = torch.minimum(values, smallest)
     found = torch.from_numpy(images[nearest.numpy()]).flatten(1).float()
-    distances = (flat - found).square().mean(dim=1).sqrt()  # exact, where cdist rounds
-    return nearest.numpy(), distances.numpy()
+    exact = (flat - found).square().mean(dim=1).sqrt()  # cdist rounds
+    return nearest.numpy(), torch.where(smallest.isinf(), math.inf, exact).numpy()
 
 
 # ------------------------------------------------------------------------------------- networks
@@ -610,6 +850,248 @@ def layer_table(network: nn.Module, example: Tensor) -> str:
     return "\n".join([header, "-" * len(header), *(line.format(*r[:4], f"{r[4]:,}") for r in rows)])
 
 
+# ------------------------------------------------------------------------- processes and speed
+
+
+class Processes:
+    """The processes that train together: one, or those that ``torchrun`` started.
+
+    With several, each sits on an accelerator of its own, or all share the CPU; only the first one
+    prints and writes.
+
+    Attributes:
+        count: how many there are.
+        device: this process's device.
+
+    Raises:
+        ValueError: if a machine has fewer accelerators than processes.
+    """
+
+    def __init__(self) -> None:
+        self.count = int(os.environ.get("WORLD_SIZE", 1))
+        local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        self.device = torch.device("cpu")
+        if torch.accelerator.is_available():
+            if local_rank >= torch.accelerator.device_count():
+                raise ValueError(
+                    f"There are {torch.accelerator.device_count()} accelerators on this machine: "
+                    "set --nproc-per-node to that, or hide them for a run on the CPU."
+                )
+            torch.accelerator.set_device_index(local_rank)
+            self.device = torch.accelerator.current_accelerator(check_available=True)
+        if self.count > 1 and not dist.is_initialized():
+            dist.init_process_group(dist.get_default_backend_for_device(self.device))
+        if not is_first_process():
+            sys.stdout = open(os.devnull, "w")
+
+    def parallel(self, *networks: nn.Module) -> list[nn.Module]:
+        """Let networks average their gradients, and batch norm its statistics, over all processes.
+
+        Returns:
+            The networks themselves if there is one process, else wrapped in
+            ``DistributedDataParallel`` with synchronised batch norm.
+        """
+        if self.count == 1:
+            return list(networks)
+        for network in networks:
+            for module in network.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.__class__ = SyncBatchNorm2d
+        return [nn.parallel.DistributedDataParallel(n, broadcast_buffers=False) for n in networks]
+
+    def leave(self) -> None:
+        """End all processes but the first."""
+        if self.count > 1:
+            first = is_first_process()
+            dist.destroy_process_group()
+            self.count = 1
+            if not first:
+                sys.exit()
+
+
+def is_first_process() -> bool:
+    """Whether this process prints and writes."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def share(batch: Any) -> Any:
+    """Take this process's part of a global batch: every n-th, and as many as the others."""
+    if not dist.is_initialized():
+        return batch
+    n = dist.get_world_size()
+    return batch[dist.get_rank() : len(batch) // n * n : n]
+
+
+@contextmanager
+def _first_on_each_machine() -> Iterator[None]:
+    """Let one process of a machine do the work first; the others find it done."""
+    waits = dist.is_initialized() and int(os.environ["LOCAL_RANK"]) > 0
+    if waits:
+        dist.barrier()
+    yield
+    if dist.is_initialized() and not waits:
+        dist.barrier()
+
+
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm over the batches of all processes; PyTorch's own does so on GPUs only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (N, C, H, W); in evaluation mode as the plain one does."""
+        if not self.training:
+            return super().forward(x)
+        n = x.numel() // x.shape[1] * dist.get_world_size()
+        values = x.float()
+        mean = all_reduce(values.sum((0, 2, 3), keepdim=True)) / n
+        centred = values - mean
+        variance = all_reduce(centred.square().sum((0, 2, 3), keepdim=True)) / n
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean.flatten(), self.momentum)
+            self.running_var.lerp_(variance.flatten() * n / (n - 1), self.momentum)
+        weight, bias = (p.view(1, -1, 1, 1) for p in (self.weight, self.bias))
+        return (centred * (variance + self.eps).rsqrt() * weight + bias).to(x.dtype)
+
+
+def bfloat16_pays(device: torch.device) -> bool:
+    """Whether a device multiplies matrices in bfloat16 much faster than in float32."""
+    if device.type == "cpu":
+        return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+class _Patches(torch.autograd.Function):
+    """The 4x4 patches, 2 pixels apart, of pictures (n, C, 2h, 2w) with a border of 1 zero.
+
+    The result is (n * h * w, 4 * 4 * C). Its transpose, which adds patches up again, is ``join``.
+    """
+
+    @staticmethod
+    def cut(x: Tensor) -> Tensor:
+        x = F.pad(x.permute(0, 2, 3, 1).contiguous(), (0, 0, 1, 1, 1, 1))
+        n, height, width, c = x.shape
+        h, w = height // 2 - 1, width // 2 - 1
+        row = x.stride(1)
+        patches = x.as_strided((n, h, w, 4, 4 * c), (x.stride(0), 2 * row, 2 * c, row, 1))
+        return patches.reshape(n * h * w, 16 * c)
+
+    @staticmethod
+    def join(patches: Tensor, shape: tuple[int, int, int]) -> Tensor:
+        n, h, w = shape
+        patches = patches.view(n, h, w, 2, 2, 2, 2, -1)
+        x = patches.new_zeros(n, h + 1, 2, w + 1, 2, patches.shape[-1])
+        for i in (0, 1):
+            for j in (0, 1):
+                x[:, i : i + h, :, j : j + w] += patches[:, :, :, i, :, j].transpose(2, 3)
+        return x.view(n, 2 * h + 2, 2 * w + 2, -1)[:, 1:-1, 1:-1].permute(0, 3, 1, 2)
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.shape = len(x), x.shape[2] // 2, x.shape[3] // 2
+        return _Patches.cut(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _Patches.join(gradient, ctx.shape)
+
+
+class _JoinedPatches(torch.autograd.Function):
+    """The transpose of ``_Patches``: (n * h * w, 4 * 4 * C) to (n, C, 2h, 2w)."""
+
+    @staticmethod
+    def forward(ctx: Any, patches: Tensor, shape: tuple[int, int, int]) -> Tensor:
+        return _Patches.join(patches, shape)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _Patches.cut(gradient), None
+
+
+class _Conv2d(nn.Conv2d):
+    """A 4x4 convolution with stride 2, as one matrix product where pictures are small."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, _, height, width = x.shape
+        if max(height, width) > 8 or height % 2 or width % 2:
+            return super().forward(x)
+        y = _Patches.apply(x) @ self.weight.permute(2, 3, 1, 0).flatten(0, 2)
+        y = y.view(n, height // 2, width // 2, -1).permute(0, 3, 1, 2)
+        return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1)
+
+
+class _ConvTranspose2d(nn.ConvTranspose2d):
+    """The same for a transposed convolution, 4x4 with stride 2."""
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        n, c, height, width = x.shape
+        if max(height, width) > 4 or output_size is not None:
+            return super().forward(x, output_size)
+        rows = x.permute(0, 2, 3, 1).reshape(-1, c)
+        patches = rows @ self.weight.permute(0, 2, 3, 1).flatten(1)
+        y = _JoinedPatches.apply(patches, (n, height, width))
+        return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1)
+
+
+def speed_up(*networks: nn.Module) -> None:
+    """Lay networks out for speed; what they compute stays the same, up to rounding.
+
+    Weights and activations are kept in the order of PyTorch's ``channels_last``. On a CPU the 4x4
+    convolutions of small pictures (8x8 pixels and less on the larger side) become matrix products
+    with the pictures' patches: the convolution library is several times slower there. On a GPU,
+    float32 matrix products may use TF32.
+    """
+    alike = dict(kernel_size=(4, 4), stride=(2, 2), padding=(1, 1), dilation=(1, 1), groups=1)
+    fast = {nn.Conv2d: _Conv2d, nn.ConvTranspose2d: _ConvTranspose2d}
+    for network in networks:
+        network.to(memory_format=torch.channels_last)
+        for module in network.modules():
+            if type(module) in fast and next(network.parameters()).device.type == "cpu":
+                if all(getattr(module, name) == value for name, value in alike.items()):
+                    module.__class__ = fast[type(module)]
+    if torch.cuda.is_available():
+        torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cuda.matmul.allow_tf32 = True
+
+
+class CapturedStep:
+    """A training step that is recorded once as a CUDA graph and then replayed.
+
+    Replaying costs the CPU one call instead of hundreds. The first three calls run plainly on a
+    stream of their own, as PyTorch's notes on CUDA graphs ask for; so does a batch of another size
+    than the one recorded. Random numbers drawn on the GPU are new at each replay.
+
+    Args:
+        step: takes one batch on a CUDA device and returns tensors; everything that it changes must
+            be on that device. Optimizers in it need ``capturable=True``.
+    """
+
+    def __init__(self, step: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
+        self._step = step
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._stream = torch.cuda.Stream()
+        self._n_plain = 0
+
+    def __call__(self, batch: Tensor) -> tuple[Tensor, ...]:
+        """Run the step; what it returns is overwritten by the next call."""
+        if self._graph is None and self._n_plain < 3:
+            self._n_plain += 1
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                returned = self._step(batch)
+            torch.cuda.current_stream().wait_stream(self._stream)
+            return returned
+        if self._graph is None:
+            self._batch = batch.clone()
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._returned = self._step(self._batch)
+        if batch.shape != self._batch.shape:
+            return self._step(batch)
+        self._batch.copy_(batch)
+        self._graph.replay()
+        return self._returned
+
+
 # ------------------------------------------------------------------------------------- training
 
 
@@ -656,13 +1138,17 @@ def check_settings(**settings: Any) -> None:
         ValueError: if a setting is out of its range; it names all of them.
     """
     at_least_1 = ("a whole number, at least 1", lambda v: _is_whole(v) and v >= 1)
-    share = ("at least 0 and below 1", lambda v: 0 <= v < 1)
+    fraction = ("at least 0 and below 1", lambda v: 0 <= v < 1)
+    switch = ("True or False", lambda v: isinstance(v, bool))
     ranges: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "image_size": ("32 or 64", lambda v: _is_whole(v) and v in (32, 64)),
         "lr": ("above 0, such as 0.0002", lambda v: 0 < v < math.inf),
-        "beta1": share,
-        "beta2": share,
-        "ema_decay": share,
+        "beta1": fraction,
+        "beta2": fraction,
+        "ema_decay": fraction,
+        "fast": switch,
+        "resume": switch,
+        "skip_broken": switch,
         "real_label": ("above 0.5 and at most 1", lambda v: 0.5 < v <= 1),
         "seed": ("a whole number from 0 to 2**63 - 1", lambda v: _is_whole(v) and 0 <= v < 2**63),
         "max_images": (
@@ -683,11 +1169,15 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def new_folder(path: str | Path) -> Path:
-    """Make an empty folder: ``path``, or ``path-2``, ``path-3`` ... if that holds anything.
+def run_folder(path: str | Path, resume: bool = True) -> Path:
+    """Choose where a run's files go: ``path``, or ``path-2``, ``path-3`` ... if that is in use.
+
+    Args:
+        path: the folder asked for.
+        resume: take ``path`` itself if it holds the checkpoint of a run, to go on with it.
 
     Returns:
-        The folder; nothing that was there before is touched.
+        The folder, which now exists; nothing that was there before is touched.
 
     Raises:
         ValueError: if the path has no name of its own, such as ``.``.
@@ -696,10 +1186,12 @@ def new_folder(path: str | Path) -> Path:
     folder = Path(path).expanduser()
     if not folder.name:
         raise ValueError(f"output_dir is {path}: give a folder of its own, such as runs/faces.")
-    while folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        name, number = re.fullmatch(r"(.*?)(?:-(\d+))?", folder.name).groups(default="1")
-        folder = folder.with_name(f"{name}-{int(number) + 1}")
-    _check_writable(folder, "output_dir")
+    with _first_on_each_machine():
+        if not (resume and any((folder / name).is_file() for name in CHECKPOINTS)):
+            while folder.exists() and (not folder.is_dir() or any(folder.glob("[!.]*"))):
+                name, number = re.fullmatch(r"(.*?)(?:-(\d+))?", folder.name).groups(default="1")
+                folder = folder.with_name(f"{name}-{int(number) + 1}")
+        _check_writable(folder, "output_dir")
     return folder
 
 
@@ -708,6 +1200,7 @@ class Progress(tqdm):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.handle = None
+        kwargs.setdefault("disable", not is_first_process())
         if hasattr(get_ipython(), "kernel"):
             self.handle = display({"text/plain": ""}, raw=True, display_id=True)
             kwargs |= {"file": io.StringIO(), "ncols": 100, "mininterval": 0.5}
@@ -728,94 +1221,248 @@ def writing(path: Path) -> Iterator[Path]:
     try:
         with _naming_a_full_disk(path.parent):
             yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())  # on the disk before it takes the name
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+# The latest checkpoint, and the one before it.
+CHECKPOINTS = ("checkpoint.pt", "checkpoint-before.pt")
+
+
+def code_of(*roots: Any) -> dict[str, str]:
+    """Digests of the source code of functions and classes, to notice a change.
+
+    Args:
+        roots: a function, and further functions and classes.
+
+    Returns:
+        A digest for each of them, and for all that they use, that are defined where the first one
+        is, such as in a notebook; by a name such as "the code of scale". It is "unknown" where the
+        source cannot be had.
+    """
+    digests: dict[str, str] = {}
+    todo = [inspect.unwrap(root) for root in roots]
+    names = todo[0].__globals__
+    while todo:
+        item = todo.pop()
+        name = f"the code of {item.__name__}"
+        if name in digests or item.__module__ != names.get("__name__"):
+            continue
+        members = vars(item).values() if isinstance(item, type) else [item]
+        functions = [m for m in members if isinstance(m, types.FunctionType)]
+        try:
+            source = "".join(map(inspect.getsource, functions))
+            digests[name] = hashlib.sha256(source.encode()).hexdigest()[:12]
+        except OSError:
+            digests[name] = "unknown"
+        codes = [function.__code__ for function in functions]
+        while codes:
+            code = codes.pop()
+            codes += [c for c in code.co_consts if isinstance(c, types.CodeType)]
+            used = [inspect.unwrap(names[n]) for n in code.co_names if n in names]
+            todo += [u for u in used if isinstance(u, (types.FunctionType, type))]
+    return digests
+
+
 class TrainingRun:
-    """What surrounds the training loop: the live line, the printed losses and the files.
+    """What surrounds the training loop: the live line, the printed losses, files, checkpoints.
 
     After each epoch these are in ``output_dir``: ``losses.csv`` (epoch, batch, d_loss, g_loss),
-    ``samples.npz`` (``samples``: uint8 (epochs, n, H, W, 3)), ``samples_epoch_NNN.png`` and
-    ``generator.safetensors``. Each is written whole under another name first.
+    ``samples.npz`` (``samples``: uint8 (epochs, n, H, W, 3)), ``samples_epoch_NNN.png``,
+    ``generator.safetensors`` and ``checkpoint.pt``. Each is written whole under another name
+    first. A run whose checkpoint is there goes on from it; on a CPU it ends bit for bit as if it
+    had never stopped. The stop button, Ctrl-C and SIGTERM end the run after the current step, with
+    a checkpoint. Of several processes, the first one writes.
+
+    Use it as a context manager, and loop over ``epochs`` and ``batches``.
 
     Args:
         output_dir: where the files go.
         n_epochs: number of epochs.
-        n_batches: number of batches an epoch.
         print_every: number of batches from one printed line to the next.
-        metadata: what is stored with the weights, so that the network can be built again.
+        parts: what the training changes, by name: networks, optimizers, tensors. They are brought
+            to the state of the checkpoint, if there is one.
+            "G_average" among them is the network that ``generator.safetensors`` keeps.
+        sizes: stored with these weights, so that the network can be built again.
+        settings: numbers and texts that must not have changed for a run to go on; ``n_epochs`` may.
+        train: the function that trains; its code, that of what it uses and of the networks must not
+            have changed either.
 
     Attributes:
-        losses: one (d_loss, g_loss) a batch, read from the device when a line is printed and at
-            the end of an epoch.
+        losses: one (d_loss, g_loss) a batch. On a CPU they are read after each batch, elsewhere
+            when a line is printed and at the end of an epoch.
+
+    Raises:
+        ValueError: if the checkpoint was made with other settings, cannot be read or does not fit.
+        RuntimeError: if another run writes to the folder.
+        FloatingPointError: (while training) if a loss or a weight is no longer finite.
     """
 
     def __init__(
         self,
         output_dir: str | Path,
         n_epochs: int,
-        n_batches: int,
         print_every: int,
-        **metadata: int,
+        parts: dict[str, Any],
+        sizes: dict[str, int],
+        settings: dict[str, Any],
+        train: Callable[..., Any],
     ) -> None:
         if print_every < 1:
             raise ValueError(f"print_every is {print_every}: it must be at least 1.")
         self.output_dir = Path(output_dir)
-        self.output_dir.mkdir(parents=True, exist_ok=True)
         self.n_epochs = n_epochs
         self.print_every = print_every
-        self.metadata = {name: str(value) for name, value in metadata.items()}
         self.losses: list[tuple[float, float]] = []
+        self._parts = parts
+        self._generator = parts["G_average"]
+        self._sizes = {name: str(value) for name, value in sizes.items()}
+        networks = {type(part) for part in parts.values() if isinstance(part, nn.Module)}
+        self._settings = {n: value for n, value in settings.items() if n != "n_epochs"}
+        self._settings |= code_of(train, *networks)
         self._batches: list[tuple[int, int]] = []
         self._unread: list[Tensor] = []
         self._samples: list[np.ndarray] = []
-        self._n_images = 0
+        self._epoch = 0  # epochs done
+        self._batch = 0  # batches done in the one after
+        self._complete = False  # whether that one has come to its end
+        self._order = torch.empty(0)  # the random state that its order was drawn from
+        self._random: dict[str, Any] | None = None  # the random states to go on with
+        self._signal: int | None = None
+        self._handlers: dict[int, Any] = {}
+        self._warning = ""
+
+    def __enter__(self) -> TrainingRun:
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.output_dir / ".lock")
+        try:
+            if is_first_process():
+                self._lock.acquire(timeout=0)
+        except Timeout:
+            raise RuntimeError(
+                f"Another run writes to {self.output_dir}: wait for it, or set output_dir to "
+                "another folder."
+            ) from None
+        try:
+            self._load()
+        except BaseException:
+            self._lock.release()
+            raise
+        one_process = not dist.is_initialized()  # several would not stop at the same step
+        if one_process and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._note_signal)
         self._progress = Progress(
-            total=n_epochs * n_batches,
-            bar_format="{desc} |{bar}| {percentage:3.0f}%, {remaining} left",
+            total=1, bar_format="{desc} |{bar}| {percentage:3.0f}%, {remaining} left"
         )
+        return self
 
-    def end_batch(
-        self, epoch: int, batch_i: int, n_images: int, d_loss: Tensor, g_loss: Tensor
-    ) -> None:
-        """Note a batch's losses; print them if this batch's turn has come.
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        self._progress.close()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._lock.release()
+        if self._signal == signal.SIGTERM:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-        Args:
-            epoch: its number, from 1.
-            batch_i: the batch's number in the epoch, from 0.
-            n_images: how many real images it had.
-            d_loss, g_loss: scalar tensors on any device.
-        """
-        self._batches.append((epoch, batch_i))
-        self._unread.append(torch.stack([d_loss.detach(), g_loss.detach()]))
-        self._n_images += n_images
-        speed = self._n_images / max(self._progress.format_dict["elapsed"], 1e-9)
-        line = f"epoch {epoch} of {self.n_epochs}, {speed:,.0f} images/s"
+    def _note_signal(self, number: int, frame: Any) -> None:
+        if self._signal is not None:  # the second time: do not wait for the end of the step
+            raise KeyboardInterrupt
+        self._signal = number
+
+    def epochs(self) -> Iterator[int]:
+        """Count the epochs that are still to do, from 1; end early if the run is to stop."""
+        while self._epoch < self.n_epochs and self._signal is None:
+            yield self._epoch + 1
+
+    def batches(self, loader: DataLoader) -> Iterator[Any]:
+        """Go through an epoch's batches; those done before a stop are passed over."""
+        states, self._random, done = self._random, None, self._batch
+        if states is not None:
+            _set_random_states(states | ({"torch": self._order} if done else {}))
+        self._order = torch.get_rng_state()
+        self._n_images, self._started = 0, time.perf_counter()
+        self._progress.total = self.n_epochs * len(loader)
+        self._progress.initial = self._progress.n = self._epoch * len(loader) + done
+        for batch in itertools.islice(loader, done, None):
+            if states is not None and done:  # as they were after the last of the batches done
+                _set_random_states(states)
+                states = None
+            self._n_images += len(batch[0])
+            yield batch
+            if self._signal is not None and self._batch < len(loader):
+                return
+        self._complete = True
+
+    def end_batch(self, d_loss: Tensor, g_loss: Tensor) -> None:
+        """Note a batch's losses (scalar tensors on any device); print them if it is their turn."""
+        epoch = self._epoch + 1
+        self._batches.append((epoch, self._batch))
+        self._unread.append(torch.stack([d_loss.detach(), g_loss.detach()]).float())
+        prints = self._batch % self.print_every == 0
+        self._batch += 1
+        speed = self._n_images / (time.perf_counter() - self._started)
+        line = f"epoch {epoch} of {self.n_epochs}, {speed:,.0f} images/s{self._warning}"
         self._progress.set_description_str(line, refresh=False)
         self._progress.update()
-        if batch_i % self.print_every == 0:
+        if prints or d_loss.device.type == "cpu":
             self._read_losses()
+        if prints:
             d, g = self.losses[-1]
-            line = f"Epoch [{epoch:5d}/{self.n_epochs:5d}] | d_loss: {d:6.4f} | g_loss: {g:6.4f}"
-            tqdm.write(line)
+            _say(f"Epoch [{epoch:5d}/{self.n_epochs:5d}] | d_loss: {d:6.4f} | g_loss: {g:6.4f}")
 
     def _read_losses(self) -> None:
         if self._unread:  # the one place that waits for the device
-            self.losses += [(d, g) for d, g in torch.stack(self._unread).tolist()]
+            unread = torch.stack(self._unread)
+            if dist.is_initialized():  # the mean over the shares of the batch
+                dist.all_reduce(unread.div_(dist.get_world_size()))
+            new = unread.tolist()
             self._unread.clear()
+            for i, (d, g) in enumerate(new, start=len(self.losses)):
+                if not math.isfinite(d + g):
+                    raise self._not_finite("A loss", *self._batches[i])
+            self.losses += [(d, g) for d, g in new]
 
-    def end_epoch(self, epoch: int, samples: Tensor, generator: nn.Module) -> None:
-        """Write the files.
+    def _not_finite(self, what: str, epoch: int, batch: int) -> FloatingPointError:
+        last = self.output_dir / CHECKPOINTS[0]
+        found = (
+            f"The last good checkpoint is {last}" if last.is_file() else "There is no checkpoint"
+        )
+        return FloatingPointError(
+            f"{what} is no longer finite in epoch {epoch}, batch {batch}: the training has "
+            f"diverged. {found}. Try a smaller learning rate."
+        )
+
+    def end_epoch(self, samples: Tensor) -> None:
+        """Write the files; say so if the training looks as if it has failed.
 
         Args:
-            epoch: its number, from 1.
             samples: what the generator makes of the fixed latents, (n, 3, H, W) in [-1, 1].
-            generator: the network whose weights are kept.
         """
         self._read_losses()
-        self._samples.append(to_uint8(samples))
+        for name, part in self._parts.items():
+            tensors = part.state_dict().values() if isinstance(part, nn.Module) else [part]
+            if not all(t.isfinite().all() for t in tensors if isinstance(t, Tensor)):
+                raise self._not_finite(f"A weight of {name}", self._epoch + 1, self._batch - 1)
+        pictures = [*self._samples, to_uint8(samples)]
+        if self._complete:
+            self._watch(pictures[-1])
+            self._samples = pictures
+            self._epoch, self._batch, self._complete = self._epoch + 1, 0, False
+        if is_first_process():
+            if not self._batch:
+                with writing(self.output_dir / f"samples_epoch_{self._epoch:03d}.png") as path:
+                    save_image(samples, path, nrow=8, normalize=True, value_range=(-1, 1))
+            self._write_results(pictures)
+            self._save()
+        if self._signal is not None:
+            place = f"in epoch {self._epoch + 1}, after {self._batch} of its batches"
+            _say(f"Stopped {place}. To go on from there, run this again with resume = True.")
+
+    def _write_results(self, pictures: list[np.ndarray]) -> None:
         with writing(self.output_dir / "losses.csv") as path, open(path, "w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["epoch", "batch", "d_loss", "g_loss"])
@@ -823,16 +1470,123 @@ class TrainingRun:
                 (*b, *loss) for b, loss in zip(self._batches, self.losses, strict=True)
             )
         with writing(self.output_dir / "samples.npz") as path:
-            np.savez_compressed(path, samples=np.stack(self._samples))
-        with writing(self.output_dir / f"samples_epoch_{epoch:03d}.png") as path:
-            save_image(samples, path, nrow=8, normalize=True, value_range=(-1, 1))
+            np.savez_compressed(path, samples=np.stack(pictures))
         with writing(self.output_dir / "generator.safetensors") as path:
             state = {
-                name: t.detach().cpu().contiguous() for name, t in generator.state_dict().items()
+                name: t.detach().cpu().contiguous()
+                for name, t in self._generator.state_dict().items()
             }
-            path.write_bytes(safetensors.torch.save(state, self.metadata))
-        if epoch == self.n_epochs:
-            self._progress.close()
+            path.write_bytes(safetensors.torch.save(state, self._sizes))
+
+    def _watch(self, pictures: np.ndarray) -> None:
+        """Notice a discriminator that has won, and samples that have collapsed."""
+        # With D(x) = 0.95 for all real images and 0.05 for all generated ones d_loss is 0.1 above
+        # its minimum (which is 0 for real_label = 1); a run that went well ended 0.3 above it.
+        label = torch.tensor(float(self._settings.get("real_label", 1)))
+        floor = torch.special.entr(label) + torch.special.entr(1 - label)
+        d_losses = [d for d, _ in self.losses[-self._batch :]]
+        # Two faces, real or well drawn, differ by 60 to 80 grey levels (root mean square).
+        rows = torch.from_numpy(pictures).flatten(1).float()
+        distance = torch.pdist(rows).mean() / rows.shape[1] ** 0.5
+        warnings_before, self._warning = self._warning, ""
+        if np.mean(d_losses) < float(floor) + 0.1:
+            self._warning += "; the discriminator has won"
+        if distance < 20:
+            self._warning += "; the samples have collapsed to one"
+        if self._warning and self._warning != warnings_before:
+            _say(f"Warning, epoch {self._epoch + 1}{self._warning}")
+
+    def _save(self) -> None:
+        """Write a checkpoint, and keep the one before."""
+        parts = {
+            name: part if isinstance(part, Tensor) else part.state_dict()
+            for name, part in self._parts.items()
+        }
+        state = {"settings": self._settings, "parts": parts, "random": self._random_states()}
+        state |= {"epoch": self._epoch, "batch": self._batch, "order": self._order}
+        state |= {"losses": torch.tensor(self.losses, dtype=torch.float64)}
+        state |= {"batches": torch.tensor(self._batches)}
+        state |= {"samples": [torch.from_numpy(s) for s in self._samples]}
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        latest, before = (self.output_dir / name for name in CHECKPOINTS)
+        with writing(latest) as path:
+            path.write_bytes(buffer.getbuffer())
+            if latest.is_file():
+                os.replace(latest, before)
+
+    def _load(self) -> None:
+        """Go on from the checkpoint, if there is one."""
+        found = [p for name in CHECKPOINTS if (p := self.output_dir / name).is_file()]
+        if not found:
+            return
+        path = found[0]
+        hint = "set resume = False (or another output_dir) for a new run"
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            saved = state["settings"]
+        except OSError:
+            raise
+        except Exception as error:  # torch.load raises many kinds
+            hint += f", or delete it to go on from {found[1].name}" if found[1:] else ""
+            reason = (str(error).splitlines() or [""])[0]
+            raise ValueError(
+                f"{path} is damaged, or is no checkpoint of this notebook ({reason}): {hint}."
+            ) from None
+        names = [n for n in saved | self._settings if saved.get(n) != self._settings.get(n)]
+        if names:
+            lines = [f"  {n}: {saved.get(n)} there, {self._settings.get(n)} now" for n in names]
+            raise ValueError(
+                f"{self.output_dir} holds a run with other settings:\n"
+                + "\n".join(lines)
+                + f"\nSet them back to go on with it, or {hint}."
+            )
+        try:
+            for name, part in self._parts.items():
+                if isinstance(part, Tensor):
+                    part.copy_(state["parts"][name])
+                else:
+                    part.load_state_dict(state["parts"][name])
+            self._epoch, self._batch, self._order = state["epoch"], state["batch"], state["order"]
+            self._random = state["random"]
+            self.losses = [(d, g) for d, g in state["losses"].tolist()]
+            self._batches = [(epoch, batch) for epoch, batch in state["batches"].tolist()]
+            self._samples = [s.numpy() for s in state["samples"]]
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise ValueError(f"{path} does not fit these networks ({error}): {hint}.") from None
+        done = f"{self._epoch} epochs" + (f" and {self._batch} batches" if self._batch else "")
+        if self._epoch < self.n_epochs:
+            _say(f"Going on from {path}: {done} are done.")
+        else:
+            _say(
+                f"{path} holds this run already, {done}: nothing is left to train. To do it anew, "
+                "set resume = False; to go on, raise n_epochs."
+            )
+
+    def _random_states(self) -> dict[str, Any]:
+        kind, keys, *rest = np.random.get_state()
+        states = {"torch": torch.get_rng_state(), "numpy": [kind, torch.from_numpy(keys), *rest]}
+        device = next(self._generator.parameters()).device
+        if device.type != "cpu":
+            states[device.type] = torch.get_device_module(device).get_rng_state()
+        return states
+
+
+def _set_random_states(states: dict[str, Any]) -> None:
+    for name, state in states.items():
+        if name == "torch":
+            torch.set_rng_state(state)
+        elif name == "numpy":
+            kind, keys, *rest = state
+            np.random.set_state((kind, keys.numpy(), *rest))
+        elif torch.accelerator.is_available():
+            torch.get_device_module(name).set_rng_state(state)
+
+
+def _say(line: str) -> None:
+    """Print a line above the live line, in the first process only."""
+    if is_first_process():
+        tqdm.write(line)
 
 
 # ------------------------------------------------------------------------------------- pictures

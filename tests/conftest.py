@@ -1,5 +1,10 @@
-"""Made-up images for the tests: nobody's photographs."""
+"""Made-up images for the tests, nobody's photographs, and a server that has them."""
 
+import hashlib
+import http.server
+import shutil
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,3 +41,76 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user cache folder of the test's own."""
     monkeypatch.setattr(helpers, "CACHE", tmp_path / "cache")
     return helpers.CACHE
+
+
+def make_zip(folder: Path, archive: Path) -> Path:
+    """Pack a folder with its own name on top, as the official archive does."""
+    return Path(
+        shutil.make_archive(str(archive.with_suffix("")), "zip", folder.parent, folder.name)
+    )
+
+
+def assert_nothing_left(cache: Path) -> None:
+    assert not cache.exists() or not list(cache.iterdir())
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Answers each GET as the next of ``behaviours`` says, and for ever as the last of them."""
+
+    content = b""
+    behaviours: list[str]
+    asked: list[str]  # what each GET was answered
+    ended: threading.Event  # ends all stalls
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        behaviour = self.behaviours[0]
+        if len(self.behaviours) > 1:
+            self.behaviours.pop(0)
+        self.asked.append(behaviour)
+        if behaviour == "is silent":
+            self.ended.wait(30)
+        elif behaviour == "hangs up":
+            self.close_connection = True
+        elif behaviour.isdigit():
+            self.send_error(int(behaviour))
+        else:
+            content = self.content
+            if behaviour == "page":
+                content = b"<html>Please log in.</html>"
+            elif behaviour == "wrong bytes":
+                content = content[::-1]
+            self.send_response(200)
+            if behaviour != "breaks off unnoticed":  # without a length nobody can notice
+                self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            half = behaviour.startswith("breaks off") or behaviour == "stalls"
+            self.wfile.write(content[: len(content) // 2] if half else content)
+            if behaviour == "stalls":
+                self.ended.wait(30)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(
+    image_dir: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[type[Server]]:
+    """A server that has the archive; returns its handler class. Nobody waits long for it."""
+    content = make_zip(image_dir, tmp_path / "archive.zip").read_bytes()
+    state = {"content": content, "behaviours": ["whole"], "asked": [], "ended": threading.Event()}
+    handler = type("Handler", (Server,), state)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, args=(0.05,), daemon=True).start()
+        url = f"http://127.0.0.1:{running.server_port}/archive.zip"
+        monkeypatch.setattr(helpers, "ARCHIVE_URL", url)
+        monkeypatch.setattr(helpers, "ARCHIVE_SHA256", hashlib.sha256(content).hexdigest())
+        monkeypatch.setattr(helpers, "DOWNLOAD_TIMEOUT", 0.8)
+        monkeypatch.setattr(helpers, "DOWNLOAD_PAUSE", 0.01)
+        yield handler
+        handler.ended.set()
+        running.shutdown()

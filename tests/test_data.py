@@ -1,18 +1,15 @@
 """From a folder, a zip, the network or nothing at all to one array of images."""
 
 import errno
-import hashlib
-import http.server
 import shutil
 import socket
-import threading
 import time
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import blobs
+from conftest import assert_nothing_left, blobs, make_zip
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -23,13 +20,6 @@ def load(folder: Path, **subset: int) -> np.ndarray:
     """All images of a folder, or a subset, as (n, 32, 32, 3)."""
     resize = v2.Compose([v2.Resize(32), v2.CenterCrop(32)])
     return helpers.load_images(helpers.find_images(folder, **subset), resize)
-
-
-def make_zip(folder: Path, archive: Path) -> Path:
-    """Pack a folder with its own name on top, as the official archive does."""
-    return Path(
-        shutil.make_archive(str(archive.with_suffix("")), "zip", folder.parent, folder.name)
-    )
 
 
 # ---------------------------------------------------------------------------------------- folders
@@ -140,10 +130,6 @@ def test_a_zip_with_images_on_top_keeps_them_together(image_dir, tmp_path, cache
     assert len(helpers.find_images(helpers.get_data(archive))) == 3
 
 
-def assert_nothing_left(cache: Path) -> None:
-    assert not cache.exists() or not list(cache.iterdir())
-
-
 def test_a_file_that_is_no_zip_is_named(tmp_path, cache):
     archive = tmp_path / "faces.zip"
     archive.write_text("<html>")
@@ -179,17 +165,6 @@ def test_a_zip_with_a_password_is_named(image_dir, tmp_path, cache):
     assert_nothing_left(cache)
 
 
-@pytest.mark.parametrize("name", ["../evil.jpg", "faces/../../evil.jpg", "/evil.jpg"])
-def test_an_entry_outside_the_folder_is_refused(image_dir, tmp_path, cache, name):
-    archive = make_zip(image_dir, tmp_path / "faces.zip")
-    with zipfile.ZipFile(archive, "a") as opened:
-        opened.writestr(name, b"evil")
-    with pytest.raises(ValueError, match="outside its folder"):
-        helpers.get_data(archive)
-    assert not list(tmp_path.rglob("evil.jpg")) and not Path("/evil.jpg").exists()
-    assert_nothing_left(cache)
-
-
 def test_a_zip_without_images_is_named(tmp_path, cache):
     archive = tmp_path / "texts.zip"
     with zipfile.ZipFile(archive, "w") as opened:
@@ -216,43 +191,6 @@ def test_too_little_space_is_known_before_unpacking(image_dir, tmp_path, cache, 
 # ---------------------------------------------------------------------------------------- network
 
 
-class Server(http.server.BaseHTTPRequestHandler):
-    """Answers as ``behaviour`` says."""
-
-    content, behaviour = b"", "whole"
-
-    def do_HEAD(self) -> None:
-        self.send_response(200)
-        self.end_headers()
-
-    def do_GET(self) -> None:
-        if self.behaviour == "404":
-            self.send_error(404)
-            return
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(self.content)))
-        self.end_headers()
-        half = self.behaviour == "breaks off"
-        self.wfile.write(self.content[: len(self.content) // 2] if half else self.content)
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def server(image_dir, tmp_path, cache, monkeypatch):
-    """A server that has the archive; returns its handler class."""
-    archive = make_zip(image_dir, tmp_path / "archive.zip")
-    handler = type("Handler", (Server,), {"content": archive.read_bytes()})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{running.server_port}/archive.zip"
-        monkeypatch.setattr(helpers, "ARCHIVE_URL", url)
-        monkeypatch.setattr(helpers, "ARCHIVE_SHA256", hashlib.sha256(handler.content).hexdigest())
-        yield handler
-        running.shutdown()
-
-
 def test_absent_data_are_downloaded_and_unpacked(server, tmp_path, capsys):
     folder = helpers.get_data(tmp_path / "new" / "faces")
     assert folder == tmp_path / "new" / "faces"
@@ -274,24 +212,6 @@ def test_nothing_is_downloaded_to_a_place_that_cannot_be_written(server, tmp_pat
     (tmp_path / "file").write_text("mine")
     with pytest.raises(OSError, match="cannot be written to.*set data_dir"):
         helpers.get_data(tmp_path / "file" / "faces")
-
-
-@pytest.mark.parametrize(
-    ("behaviour", "error", "message"),
-    [
-        ("wrong bytes", ValueError, "not the archive expected.*SHA-256"),
-        ("breaks off", OSError, "download of http.*failed.*Run the cell again"),
-        ("404", OSError, "download of http.*404.*Run the cell again"),
-    ],
-)
-def test_a_failed_download_leaves_nothing(server, tmp_path, cache, behaviour, error, message):
-    server.behaviour = behaviour
-    if behaviour == "wrong bytes":
-        server.content = b"<html>" + server.content
-    with pytest.raises(error, match=message):
-        helpers.get_data(tmp_path / "faces")
-    assert not (tmp_path / "faces").exists()
-    assert_nothing_left(cache)
 
 
 @pytest.mark.parametrize("stalls", [False, True])

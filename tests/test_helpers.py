@@ -91,6 +91,10 @@ def test_the_nearest_image_is_found_with_its_distance():
     assert indices[0] == 5007 and indices[1] % 50 == 30
     expected = np.sqrt(np.mean((samples[1].astype(float) - images[30]) ** 2))
     assert distances[0] == 0 and distances[1] == pytest.approx(expected)
+    _, others = helpers.nearest_images(images[4990:5010], images, np.arange(4990, 5010))
+    assert (others[:10] == 0).all() and (others[10:] > 0).all()  # many are black, the rest is not
+    _, none = helpers.nearest_images(images[:1], images[:1], np.array([0]))
+    assert np.isinf(none).all()
 
 
 # --------------------------------------------------------------------------------------- settings
@@ -137,24 +141,33 @@ def test_all_settings_out_of_range_are_named():
 
 
 def test_a_folder_with_results_is_not_written_to(tmp_path):
-    first = helpers.new_folder(tmp_path / "faces")
-    assert helpers.new_folder(tmp_path / "faces") == first == tmp_path / "faces"
+    first = helpers.run_folder(tmp_path / "faces")
+    (first / ".lock").touch()
+    assert helpers.run_folder(tmp_path / "faces") == first == tmp_path / "faces"
     (first / "losses.csv").write_text("mine")
-    second = helpers.new_folder(tmp_path / "faces")
+    second = helpers.run_folder(tmp_path / "faces")
     assert second == tmp_path / "faces-2"
     (second / "losses.csv").write_text("mine")
-    assert helpers.new_folder(tmp_path / "faces") == tmp_path / "faces-3"
+    assert helpers.run_folder(tmp_path / "faces") == tmp_path / "faces-3"
     (tmp_path / "file").write_text("mine")
-    assert helpers.new_folder(tmp_path / "file") == tmp_path / "file-2"
-    assert helpers.new_folder(second) == tmp_path / "faces-3"
+    assert helpers.run_folder(tmp_path / "file") == tmp_path / "file-2"
+    assert helpers.run_folder(second) == tmp_path / "faces-3"
+
+
+@pytest.mark.parametrize("name", helpers.CHECKPOINTS)
+def test_a_folder_with_a_checkpoint_is_gone_on_with_unless_told_otherwise(tmp_path, name):
+    (tmp_path / "faces").mkdir()
+    (tmp_path / "faces" / name).write_text("mine")
+    assert helpers.run_folder(tmp_path / "faces") == tmp_path / "faces"
+    assert helpers.run_folder(tmp_path / "faces", resume=False) == tmp_path / "faces-2"
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(OSError, match="file/below.*set output_dir"):
-        helpers.new_folder(tmp_path / "file" / "below")
+        helpers.run_folder(tmp_path / "file" / "below")
     with pytest.raises(ValueError, match="output_dir is .*runs/faces"):
-        helpers.new_folder(".")
+        helpers.run_folder(".")
 
 
 # ------------------------------------------------------------------------------- files and pictures
@@ -175,13 +188,16 @@ def test_a_file_is_whole_or_not_there(tmp_path):
 
 def test_a_training_run_writes_all_its_files(tmp_path, capsys):
     generator = nn.Linear(2, 3)
-    run = helpers.TrainingRun(tmp_path / "run", 2, 3, print_every=2, z_size=2, image_size=32)
+    parts, sizes = {"G_average": generator}, {"z_size": 2, "image_size": 32}
     samples = torch.linspace(-1, 1, 4 * 3 * 8 * 8).view(4, 3, 8, 8)
-    for epoch in (1, 2):
-        for batch_i in range(3):
-            run.end_batch(epoch, batch_i, 16, torch.tensor(epoch + 0.5), torch.tensor(batch_i))
-        run.end_epoch(epoch, samples / epoch, generator)
-    assert sorted(p.name for p in run.output_dir.iterdir()) == [
+    with helpers.TrainingRun(tmp_path / "run", 2, 2, parts, sizes, {}, blobs) as run:
+        for epoch in run.epochs():
+            for i, _ in enumerate(run.batches([torch.zeros(16, 1)] * 3)):
+                run.end_batch(torch.tensor(epoch + 0.5), torch.tensor(i))
+            run.end_epoch(samples / epoch)
+    assert sorted(p.name for p in run.output_dir.glob("[!.]*")) == [
+        "checkpoint-before.pt",
+        "checkpoint.pt",
         "generator.safetensors",
         "losses.csv",
         "samples.npz",
@@ -198,7 +214,7 @@ def test_a_training_run_writes_all_its_files(tmp_path, capsys):
     assert (saved[0] == helpers.to_uint8(samples)).all()
     state = safetensors.torch.load_file(run.output_dir / "generator.safetensors")
     assert torch.equal(state["weight"], generator.weight)
-    lines = [line for line in capsys.readouterr().out.splitlines() if line]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Epoch")]
     assert lines == [
         f"Epoch [    {epoch}/    2] | d_loss: {epoch + 0.5:.4f} | g_loss: {i}.0000"
         for epoch in (1, 2)

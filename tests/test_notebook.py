@@ -122,7 +122,7 @@ def test_the_moving_average_forgets_the_first_weights():
         average, G = (lesson.build_network(8, 4, 10)[1] for _ in range(2))
         G(torch.rand(8, 10))  # moves batch norm's statistics
         old = copy.deepcopy(average.state_dict())
-        lesson.update_average(average, G, step)
+        lesson.update_average(average, G, torch.tensor(float(step)))
         for name, new in G.state_dict().items():
             if new.is_floating_point():
                 expected = (1 - weight) * old[name] + weight * new
@@ -178,7 +178,9 @@ def test_cells_that_show_training_images_are_tagged(executed):
 
 def test_a_run_writes_all_results(executed):
     out = executed / "out"
-    assert sorted(p.name for p in out.iterdir()) == [
+    assert sorted(p.name for p in out.glob("[!.]*")) == [
+        "checkpoint-before.pt",
+        "checkpoint.pt",
         "generator.safetensors",
         "interpolation.png",
         "losses.csv",
@@ -223,24 +225,45 @@ def test_a_run_says_what_it_does(executed):
     assert "images/s" in line and "100%" in line and "left" in line
 
 
-def test_the_exported_script_runs(executed):
+def run_script(executed: Path, name: str, *command: str) -> tuple[str, np.ndarray]:
+    """Run the exported script in float32; return what it printed, and its losses (n, 2)."""
+    source = (executed / "executed.py").read_text(encoding="utf-8")
+    source = re.sub(r'^output_dir = ".*out"', f"output_dir = {name!r}", source, flags=re.MULTILINE)
+    source = re.sub(r"^fast = True", "fast = False", source, flags=re.MULTILINE)
+    source = re.sub(r"^n_epochs = 2", "n_epochs = 7", source, flags=re.MULTILINE)
+    (executed / f"{name}.py").write_text(source, encoding="utf-8")
+    paths = {"PYTHONPATH": str(helpers.HERE), "MPLBACKEND": "agg", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [*command, f"{name}.py"],
+        cwd=executed,
+        env=os.environ | paths,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    losses = np.loadtxt(executed / name / "losses.csv", delimiter=",", skiprows=1)
+    return run.stdout, losses[:, 2:]
+
+
+def test_the_exported_script_runs_in_one_process_and_in_two(executed):
     subprocess.run(
         [sys.executable, "-m", "jupyter", "nbconvert", "--to", "script", "executed.ipynb"],
         cwd=executed,
         check=True,
         capture_output=True,
     )
-    environment = os.environ | {"PYTHONPATH": str(helpers.HERE), "MPLBACKEND": "agg"}
-    run = subprocess.run(
-        [sys.executable, "executed.py"],
-        cwd=executed,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert "Epoch [    2/    2] | d_loss: " in run.stdout
-    assert (executed / "out-2" / "interpolation.png").exists()
+    printed, losses = run_script(executed, "one", sys.executable)
+    assert len(losses) == 21 and "Epoch [    7/    7] | d_loss: " in printed
+    assert printed.count("Tests Passed") >= 10
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    printed, shared_losses = run_script(executed, "two", *torchrun)
+    assert printed.count("Epoch [    7/    7] | d_loss: ") == 1  # the first process alone prints
+    assert np.abs(losses - shared_losses)[:20].max() < 1e-3
+    files = [{p.name for p in (executed / n).glob("[!.]*")} for n in ("one", "two")]
+    assert files[0] == files[1] and "interpolation.png" in files[0]
+    printed, resumed_losses = run_script(executed, "two", sys.executable)
+    assert "nothing is left to train" in printed  # what two wrote, one can read
+    assert (resumed_losses == shared_losses).all()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,346 @@
+"""How fast the notebook's training loop is, side by side with the loop of a usual solution.
+
+    python benchmarks/throughput.py                       # this machine, images drawn on the spot
+    python benchmarks/throughput.py --data-dir processed_celeba_small --images 18000 --rounds 3
+
+CLAIM
+
+The reference is the loop of a usual solution of this project: ``ImageFolder`` with resize and
+to-tensor for each image in each epoch, no workers, float32, numpy latents, the generator run twice
+a step, and its first pass not detached from the discriminator's loss. Both loops train the same
+networks (the notebook's, ``conv_dim`` 64) on the same images in batches of the same size, epoch by
+epoch in turn, each epoch with its data, losses and, for the notebook, result files and checkpoint.
+CLAIM_TABLE
+FLOP/s count the convolutions and matrix products of a step, 2 operations a multiply-add, with
+``torch.utils.flop_counter``; the peak is the best of many products of two square matrices, measured
+in each round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import helpers
+
+CONV_DIM, Z_SIZE = 64, 100
+
+
+def draw_images(folder: Path, n: int) -> Path:
+    """Write n generated faces as JPEGs 64x64, the format of the official archive."""
+    (folder / "faces").mkdir(parents=True)
+    for i, face in enumerate(helpers.generate_faces(n, seed=0)):
+        picture = Image.fromarray(face).resize((64, 64), Image.Resampling.BICUBIC)
+        picture.save(folder / "faces" / f"{i:06d}.jpg", quality=90)
+    return folder
+
+
+class Reference:
+    """The loop of a usual solution.
+
+    Args:
+        lesson: the notebook's definitions.
+        options: the command line's.
+        device: where to train.
+        folder: of the images, one folder below it.
+    """
+
+    def __init__(
+        self, lesson: ModuleType, options: argparse.Namespace, device: torch.device, folder: Path
+    ) -> None:
+        self.device = device
+        size = options.image_size
+        transform = v2.Compose(
+            [
+                v2.Resize(size),
+                v2.CenterCrop(size),
+                v2.ToImage(),
+                v2.ToDtype(torch.float32, scale=True),
+            ]
+        )
+        dataset = torch.utils.data.Subset(ImageFolder(folder, transform), range(options.images))
+        self.loader = DataLoader(dataset, options.batch_size, shuffle=True)
+        self.D, self.G = lesson.build_network(CONV_DIM, CONV_DIM, Z_SIZE, size)
+        self.D.to(device)
+        self.G.to(device)
+        self.d_optimizer = torch.optim.Adam(self.D.parameters(), 0.0002, (0.5, 0.999))
+        self.g_optimizer = torch.optim.Adam(self.G.parameters(), 0.0002, (0.5, 0.999))
+
+    def epoch(self, loader: Any = None) -> None:
+        """Train for an epoch."""
+        loss = nn.BCEWithLogitsLoss()
+        losses = []
+        for real_images, _ in self.loader if loader is None else loader:
+            n = len(real_images)
+            real_images = (real_images * 2 - 1).to(self.device)
+            ones = torch.ones(n, 1, device=self.device)
+            self.d_optimizer.zero_grad()
+            d_real_loss = loss(self.D(real_images), ones)
+            d_fake_loss = loss(self.D(self.G(self.latents(n))), torch.zeros_like(ones))
+            d_loss = d_real_loss + d_fake_loss
+            d_loss.backward()
+            self.d_optimizer.step()
+            self.g_optimizer.zero_grad()
+            g_loss = loss(self.D(self.G(self.latents(n))), ones)
+            g_loss.backward()
+            self.g_optimizer.step()
+            losses.append((d_loss.item(), g_loss.item()))
+
+    def latents(self, n: int) -> Tensor:
+        """Draw latents (n, z_size) with numpy."""
+        z = np.random.uniform(-1, 1, size=(n, Z_SIZE))
+        return torch.from_numpy(z).float().to(self.device)
+
+
+class Notebook:
+    """The notebook's own ``get_dataloader`` and ``train``.
+
+    Args: as for ``Reference``, and ``precision``: "auto", as the notebook chooses, or "float32".
+    """
+
+    def __init__(
+        self,
+        lesson: ModuleType,
+        options: argparse.Namespace,
+        device: torch.device,
+        folder: Path,
+        fast: bool = True,
+    ) -> None:
+        size = options.image_size
+        started = time.perf_counter()
+        loader = lesson.get_dataloader(options.batch_size, size, folder, options.images, seed=0)
+        self.seconds_to_load = time.perf_counter() - started
+        D, G = lesson.build_network(CONV_DIM, CONV_DIM, Z_SIZE, size)
+        self.D, self.G = D.to(device), G.to(device)
+        if fast:
+            helpers.speed_up(self.D, self.G)
+        on_cuda = device.type == "cuda"
+        adam = dict(lr=0.0002, betas=(0.5, 0.999), fused=True, capturable=on_cuda)
+        self.bfloat16 = fast and options.precision == "auto" and helpers.bfloat16_pays(device)
+        self.names = dict(
+            celeba_train_loader=loader,
+            d_optimizer=torch.optim.Adam(self.D.parameters(), **adam),
+            g_optimizer=torch.optim.Adam(self.G.parameters(), **adam),
+            processes=helpers.Processes(),
+            device=device,
+            on_cuda=on_cuda,
+            fast=fast,
+            use_bfloat16=self.bfloat16,
+            image_size=size,
+            z_size=Z_SIZE,
+            g_conv_dim=CONV_DIM,
+            settings={},
+        )
+        self.lesson = lesson
+
+    def epoch(self, loader: Any = None) -> None:
+        """Train for an epoch, as the notebook's cell does."""
+        with tempfile.TemporaryDirectory() as folder:
+            names = self.names | dict(output_dir=Path(folder))
+            if loader is not None:
+                names["celeba_train_loader"] = loader
+            vars(self.lesson).update(names)
+            self.lesson.train(self.D, self.G, n_epochs=1, print_every=50)
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until the device has done all that it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def peak(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
+    """Measure the best FLOP/s of a product of two square matrices."""
+    n = 2048 if device.type == "cpu" else 8192
+    a, b = torch.randn(2, n, n, device=device).to(dtype)
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        started = time.perf_counter()
+        a @ b
+        wait_for(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * n**3 / best
+
+
+def step_flops(loop: Reference | Notebook, options: argparse.Namespace) -> int:
+    """Count the operations of a step, as the difference between two batches and one."""
+    counts = []
+    for n_batches in (1, 2):
+        shape = (n_batches * options.batch_size, 3, options.image_size, options.image_size)
+        images = TensorDataset(torch.rand(shape), torch.zeros(len(range(shape[0]))))
+        with FlopCounterMode(display=False) as counter:
+            loop.epoch(DataLoader(images, options.batch_size))
+        counts.append(counter.get_total_flops())
+    return counts[1] - counts[0]
+
+
+def hardware(device: torch.device) -> str:
+    """Name the device and the versions of what runs on it."""
+    name = platform.processor() or platform.machine()
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    elif Path("/proc/cpuinfo").is_file():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+        name = f"{len(os.sched_getaffinity(0))} cores of {names[0] if names else name}"
+    return (
+        f"{name}; Python {platform.python_version()}, torch {torch.__version__}, "
+        f"torchvision {torchvision.__version__}"
+    )
+
+
+def options_of(arguments: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", choices=["cpu", "cuda"], default=default)
+    parser.add_argument("--image-size", type=int, choices=[32, 64], default=32)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument(
+        "--images", type=int, help="an epoch's images; default 3,840, on a GPU 38,400"
+    )
+    parser.add_argument("--data-dir", help="a folder of images; default: faces drawn on the spot")
+    parser.add_argument("--rounds", type=int, default=5, help="epochs of each loop")
+    parser.add_argument("--precision", choices=["auto", "float32"], default="auto")
+    parser.add_argument("--json", metavar="PATH", help="write the figures there as well")
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch finds no CUDA device here")
+    options.images = options.images or (3_840 if options.device == "cpu" else 38_400)
+    for name in ("images", "batch_size", "rounds"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if options.images < 2 * options.batch_size:
+        parser.error("--images must be at least two batches")
+    return options
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Run both loops in turn; return all figures."""
+    device = torch.device(options.device)
+    lesson = helpers.load_definitions()
+    plain = argparse.Namespace(**vars(options) | dict(precision="float32"))
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        reference = Reference(lesson, options, device, folder)
+        notebook = Notebook(lesson, options, device, folder)
+        uncounted = Notebook(lesson, plain, device, folder, fast=False)
+        loops = {"reference": reference, "notebook": notebook}
+        flops = {"reference": step_flops(reference, options)}
+        flops["notebook"] = step_flops(uncounted, options)
+        dtypes = {"reference": torch.float32}
+        dtypes["notebook"] = torch.bfloat16 if notebook.bfloat16 else torch.float32
+        batches = torch.rand(
+            5 * options.batch_size, 3, options.image_size, options.image_size
+        ).split(options.batch_size)
+        for loop in loops.values():  # warm up
+            loop.epoch([(batch, None) for batch in batches])
+        rounds: dict[str, list[dict[str, float]]] = {name: [] for name in loops}
+        n_steps = len(reference.loader)
+        for _ in range(options.rounds):
+            for name, loop in loops.items():
+                best = peak(device, dtypes[name])
+                wait_for(device)
+                started = time.perf_counter()
+                loop.epoch()
+                wait_for(device)
+                seconds = time.perf_counter() - started
+                done = flops[name] / options.batch_size * options.images / seconds
+                rounds[name].append(
+                    {
+                        "images_per_s": options.images / seconds,
+                        "ms_per_step": 1000 * seconds / n_steps,
+                        "tflops": done / 1e12,
+                        "peak_tflops": best / 1e12,
+                        "share_of_peak": done / best,
+                    }
+                )
+    figures: dict[str, Any] = {
+        "hardware": hardware(device),
+        "options": {n: v for n, v in vars(options).items() if n not in ("json", "data_dir")},
+        "seconds_to_load": notebook.seconds_to_load,
+    }
+    for name, values in rounds.items():
+        speeds = [value["images_per_s"] for value in values]
+        figures[name] = {k: statistics.median(v[k] for v in values) for k in values[0]}
+        figures[name]["images_per_s_range"] = [min(speeds), max(speeds)]
+        figures[name]["gflop_per_step"] = flops[name] / 1e9
+        figures[name]["precision"] = str(dtypes[name]).removeprefix("torch.")
+    pairs = zip(rounds["notebook"], rounds["reference"], strict=True)
+    figures["ratio"] = statistics.median(a["images_per_s"] / b["images_per_s"] for a, b in pairs)
+    total = flops["notebook"] / options.batch_size * 89_931 * 20
+    figures["budget"] = {
+        "petaflop_20_epochs_of_89931_images": total / 1e15,
+        "seconds_at_peak": total / 1e12 / figures["notebook"]["peak_tflops"],
+    }
+    return figures
+
+
+def report(figures: dict[str, Any]) -> str:
+    """Put the figures into a table."""
+    options, budget = figures["options"], figures["budget"]
+    lines = [
+        figures["hardware"],
+        f"{options['image_size']}x{options['image_size']}, batch {options['batch_size']}, "
+        f"{options['images']:,} images an epoch, {options['rounds']} epochs each in turn",
+        "",
+        f"{'':<10} {'precision':<10} {'images/s':>9} {'(range)':>15} {'ms/step':>8} "
+        f"{'TFLOP/s':>8} {'peak':>8} {'share':>6}",
+    ]
+    for name in ("reference", "notebook"):
+        f = figures[name]
+        low, high = f["images_per_s_range"]
+        lines.append(
+            f"{name:<10} {f['precision']:<10} {f['images_per_s']:>9,.0f} "
+            f"{f'({low:,.0f} to {high:,.0f})':>15} {f['ms_per_step']:>8.1f} {f['tflops']:>8.3f} "
+            f"{f['peak_tflops']:>8.3f} {f['share_of_peak']:>6.0%}"
+        )
+    lines += [
+        "",
+        f"ratio {figures['ratio']:.2f}; decoding and the like, once: "
+        f"{figures['seconds_to_load']:.1f} s",
+        f"20 epochs over 89,931 images: {budget['petaflop_20_epochs_of_89931_images']:.2f} PFLOP, "
+        f"{budget['seconds_at_peak']:,.0f} s at peak",
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, and write the JSON file if asked for."""
+    options = options_of(arguments)
+    with tempfile.TemporaryDirectory() as temporary:
+        if options.data_dir is None:
+            folder = draw_images(Path(temporary), options.images)
+        else:
+            folder = Path(options.data_dir)
+            n = len(helpers.find_images(folder))
+            if n < options.images:
+                sys.exit(f"{folder} holds {n} images: --images {options.images} is too many.")
+        figures = measure(options, folder)
+    print(report(figures))
+    if options.json:
+        Path(options.json).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""From image files to the array that is kept: what is converted, named, rebuilt, or read again."""
+
+import errno
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision.transforms import v2
+
+import helpers
+
+RESIZE = v2.Compose([v2.Resize(32), v2.CenterCrop(32)])
+
+
+def load(folder: Path, **options: bool) -> np.ndarray:
+    """The images of a folder as the kept array."""
+    return helpers.load_images(helpers.find_images(folder), RESIZE, folder, **options)
+
+
+def kept(folder: Path) -> list[Path]:
+    return sorted((folder / ".arrays").glob("[!.]*.npy"))
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files that were decoded, in order."""
+    files, to_rgb = [], helpers._to_rgb
+
+    def note(image: Image.Image) -> Image.Image:
+        files.append(image)
+        return to_rgb(image)
+
+    monkeypatch.setattr(helpers, "_to_rgb", note)
+    return files
+
+
+# -------------------------------------------------------------------------------- kept and rebuilt
+
+
+def test_images_are_decoded_once(image_dir, decoded):
+    images = load(image_dir)
+    assert images.shape == (40, 32, 32, 3) and isinstance(images, np.memmap)
+    assert (images == helpers.load_images(helpers.find_images(image_dir), RESIZE)).all()
+    decoded.clear()
+    assert (load(image_dir) == images).all()
+    assert not decoded and len(kept(image_dir)) == 1
+    with pytest.raises(ValueError, match="read-only"):
+        images[0] = 0
+
+
+def test_other_settings_have_an_array_of_their_own(image_dir):
+    paths = helpers.find_images(image_dir)
+    load(image_dir)
+    larger = v2.Compose([v2.Resize(64), v2.CenterCrop(64)])
+    assert helpers.load_images(paths, larger, image_dir).shape == (40, 64, 64, 3)
+    assert helpers.load_images(paths[:7], RESIZE, image_dir).shape == (7, 32, 32, 3)
+    assert len(kept(image_dir)) == 3
+
+
+@pytest.mark.parametrize("change", ["content", "time", "added", "removed", "renamed"])
+def test_the_array_is_rebuilt_when_a_file_changes(image_dir, decoded, change):
+    before = np.array(load(image_dir))
+    first = helpers.find_images(image_dir)[0]
+    black = Image.new("RGB", (64, 64))
+    if change == "content":
+        black.save(first)
+    elif change == "time":
+        os.utime(first, ns=(0, first.stat().st_mtime_ns + 1))
+    elif change == "added":
+        black.save(image_dir / "zz.png")
+    elif change == "removed":
+        first.unlink()
+    else:
+        first.rename(first.with_name("zz.jpg"))
+    decoded.clear()
+    after = load(image_dir)
+    expected = helpers.load_images(helpers.find_images(image_dir), RESIZE)
+    assert (after == expected).all() and decoded
+    assert (after.shape != before.shape or (after != before).any()) == (change != "time")
+    if change in ("content", "time"):  # the same files: the old array is gone
+        assert len(kept(image_dir)) == 1
+
+
+@pytest.mark.parametrize("fault", ["cut", "empty", "text", "no header"])
+def test_a_damaged_array_is_rebuilt(image_dir, fault):
+    before = np.array(load(image_dir))
+    (path,) = kept(image_dir)
+    content = path.read_bytes()
+    damaged = {"cut": content[:-1], "empty": b"", "text": b"<html>", "no header": content[128:]}
+    path.write_bytes(damaged[fault])
+    assert (load(image_dir) == before).all()
+
+
+class Slow:
+    """Resizes as ``RESIZE`` does and is kept under the same name, but takes its time."""
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        time.sleep(0.05)
+        return RESIZE(image)
+
+    def __str__(self) -> str:
+        return str(RESIZE)
+
+
+def test_a_kill_while_the_array_is_written_does_no_harm(image_dir):
+    paths = helpers.find_images(image_dir)
+    for seconds in (0.1, 0.3, 0.5):
+        child = os.fork()
+        if not child:
+            helpers.load_images(paths, Slow(), image_dir)
+            os._exit(0)
+        deadline = time.monotonic() + 20
+        while not list((image_dir / ".arrays").glob(".*.npy")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+        assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        assert not kept(image_dir) and list((image_dir / ".arrays").glob(".*.npy"))
+    assert (load(image_dir) == helpers.load_images(paths, RESIZE)).all()
+    assert not list((image_dir / ".arrays").glob(".*.npy"))
+
+
+def test_a_full_disk_leaves_no_array(image_dir, monkeypatch):
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="disk is full"):
+        load(image_dir)
+    monkeypatch.undo()
+    assert not kept(image_dir) and not list((image_dir / ".arrays").glob(".*.npy"))
+    assert len(load(image_dir)) == 40
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="POSIX only")
+def test_a_folder_that_cannot_be_written_to_works(image_dir, cache):
+    (image_dir / ".arrays").write_text("in the way, as a read-only disk would be")
+    images = load(image_dir)
+    assert len(images) == 40 and len(list((cache / "arrays").glob("*.npy"))) == 1
+    other = image_dir.with_name("other")
+    image_dir.rename(other)
+    Image.new("RGB", (64, 64)).save(helpers.find_images(other)[0])
+    assert (load(other) != images).any()
+
+
+# ------------------------------------------------------------------------------------ odd images
+
+
+def test_16_bits_become_8(tmp_path):
+    ramp = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32) * 64
+    Image.fromarray(ramp).save(tmp_path / "grey16.png")
+    assert Image.open(tmp_path / "grey16.png").mode.startswith("I")
+    assert (load(tmp_path)[0] == (ramp >> 8)[..., None]).all()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_becomes_white(tmp_path, mode):
+    image = Image.new("RGBA", (32, 32), (255, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (0, 0, 16, 32))
+    image.convert(mode).save(tmp_path / "half.png")
+    pixels = load(tmp_path)[0]
+    assert (pixels[:, :16] == 0).all() and (pixels[:, 16:] == 255).all()
+
+
+def test_a_single_pixel_becomes_a_square(tmp_path):
+    Image.new("RGB", (1, 1), (10, 20, 30)).save(tmp_path / "pixel.png")
+    assert (load(tmp_path) == (10, 20, 30)).all()
+
+
+def break_some(folder: Path) -> list[str]:
+    """Add files that are no images; return their names."""
+    whole = next(iter(helpers.find_images(folder))).read_bytes()
+    (folder / "page.jpg").write_text("<html>404</html>")
+    (folder / "nothing.png").write_bytes(b"")
+    (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    header = bytes.fromhex("89504e470d0a1a0a0000000d49484452")  # a PNG of 20,000 x 20,000
+    huge = header + (20_000).to_bytes(4, "big") * 2 + bytes.fromhex("0802000000")
+    (folder / "huge.png").write_bytes(huge + b"\x87\xa1\xa5\xcb")
+    return ["page.jpg", "nothing.png", "cut.jpg", "huge.png"]
+
+
+def test_broken_files_are_all_named_before_training(image_dir):
+    names = break_some(image_dir)
+    with pytest.raises(ValueError, match="4 of 44 files") as caught:
+        load(image_dir)
+    assert all(name in str(caught.value) for name in names)
+    assert "skip_broken = True" in str(caught.value) and not kept(image_dir)
+
+
+def test_broken_files_can_be_left_out(image_dir, capsys, decoded):
+    whole = np.array(load(image_dir))
+    names = break_some(image_dir)
+    for _ in range(2):
+        images = load(image_dir, skip_broken=True)
+        assert len(images) == 40
+        assert {i.tobytes() for i in images} == {i.tobytes() for i in whole}
+        assert (
+            "4 of 44 files cannot be read as images: they are left out" in capsys.readouterr().out
+        )
+    with pytest.raises(ValueError, match="4 of 44 files"):  # and are named again when asked to
+        load(image_dir)
+    for path in helpers.find_images(image_dir):
+        if path.name not in names:
+            path.unlink()
+    with pytest.raises(ValueError, match="4 of 4 files"):
+        load(image_dir, skip_broken=True)
+
+
+def test_more_broken_files_than_fit_are_counted(tmp_path):
+    for i in range(30):
+        (tmp_path / f"{i}.jpg").write_text("no image")
+    with pytest.raises(ValueError) as caught:
+        load(tmp_path)
+    assert len(re.findall(r"\d+\.jpg \(", str(caught.value))) == 20
+    assert "and 10 more" in str(caught.value)

@@ -1,0 +1,334 @@
+"""The training run: speed, several processes, stopping and going on, faults."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from small_training import prepare, train
+from torch import nn
+from torch.utils.data import DataLoader
+
+import helpers
+
+SCRIPT = Path(__file__).with_name("small_training.py")
+
+
+def state_of(folder: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(folder / "generator.safetensors")
+
+
+def assert_same_run(folder: Path, whole: Path) -> None:
+    """Bit for bit the same losses, samples and weights."""
+    assert (folder / "losses.csv").read_text() == (whole / "losses.csv").read_text()
+    for a, b in zip(state_of(folder).values(), state_of(whole).values(), strict=True):
+        assert torch.equal(a, b)
+    samples = [np.load(f / "samples.npz")["samples"] for f in (folder, whole)]
+    assert (samples[0] == samples[1]).all()
+    checkpoints = [torch.load(f / "checkpoint.pt", weights_only=True) for f in (folder, whole)]
+    for part in ("D", "G", "G_average"):
+        a, b = (c["parts"][part].values() for c in checkpoints)
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+class SignalLoader(DataLoader):
+    """Sends this process a signal just before one of its batches is handed out."""
+
+    at, number, n_batches = -1, signal.SIGINT, 0
+
+    def __iter__(self):
+        for batch in super().__iter__():
+            if self.n_batches == self.at:
+                os.kill(os.getpid(), self.number)
+            self.n_batches += 1
+            yield batch
+
+
+# ------------------------------------------------------------------------------------------ speed
+
+
+@pytest.mark.parametrize("image_size", [32, 64])
+def test_sped_up_networks_compute_the_same(image_size):
+    lesson = helpers.load_definitions()
+    torch.manual_seed(0)
+    plain = lesson.build_network(16, 16, 10, image_size)
+    fast = lesson.build_network(16, 16, 10, image_size)
+    for a, b in zip(plain, fast, strict=True):
+        b.load_state_dict(a.state_dict())
+    helpers.speed_up(*fast)
+    assert any(type(m) is not nn.Conv2d for m in fast[0].modules() if isinstance(m, nn.Conv2d))
+    z = torch.rand(6, 10)
+    for (D, G), images in ((plain, plain[1](z)), (fast, fast[1](z))):
+        D.images, D.answers = images, D(images)
+        D.answers.square().mean().backward()
+        G.gradient = torch.cat([p.grad.flatten() for p in G.parameters()])
+        D.gradient = torch.cat([p.grad.flatten() for p in D.parameters()])
+    for name in ("images", "answers", "gradient"):
+        a, b = getattr(plain[0], name), getattr(fast[0], name)
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-3 * a.abs().max().item()), name
+    difference = plain[1].gradient - fast[1].gradient
+    assert difference.norm() < 1e-3 * plain[1].gradient.norm()
+
+
+@pytest.mark.parametrize(("bfloat16", "tolerance"), [(False, 1e-3), (True, 0.1)])
+def test_the_fast_step_and_the_plain_one_agree(tmp_path, bfloat16, tolerance):
+    plain = train(prepare(tmp_path / "plain"))
+    fast = train(prepare(tmp_path / "fast", fast=True, use_bfloat16=bfloat16))
+    assert len(plain) == len(fast) == 20
+    assert np.abs(np.array(plain) - np.array(fast)).max() < tolerance
+    assert plain != fast  # it is another way to compute it
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(("bfloat16", "tolerance"), [(False, 1e-2), (True, 0.1)])
+def test_the_captured_step_and_the_plain_one_agree(tmp_path, bfloat16, tolerance):
+    device = torch.device("cuda", 0)
+    losses = [
+        train(prepare(tmp_path / str(fast), device, n_images=44, fast=fast, use_bfloat16=bfloat16))
+        for fast in (False, True)
+    ]
+    assert np.abs(np.array(losses[0]) - np.array(losses[1])).max() < tolerance
+
+
+def test_d_gets_no_weight_gradients_in_gs_step(tmp_path):
+    lesson = prepare(tmp_path)
+    gradients, update = [], lesson.g_optimizer.step
+    before = lesson.d_optimizer.step
+
+    def d_step() -> None:
+        gradients.append([p.grad.clone() for p in lesson.D.parameters()])
+        before()
+
+    def g_step() -> None:
+        now = [p.grad for p in lesson.D.parameters()]
+        assert all(torch.equal(a, b) for a, b in zip(gradients[-1], now, strict=True))
+        update()
+
+    lesson.d_optimizer.step, lesson.g_optimizer.step = d_step, g_step
+    train(lesson, 1)
+    assert len(gradients) == 5
+
+
+def test_memory_does_not_grow_with_the_data(tmp_path):
+    code = """
+import resource, sys
+import numpy as np
+sys.path.insert(0, sys.argv[1])
+import helpers
+from torch.utils.data import DataLoader
+shape = int(sys.argv[2]), 32, 32, 3
+np.lib.format.open_memmap(sys.argv[3], "w+", np.uint8, shape).flush()
+data = helpers.ImageArray(np.load(sys.argv[3], mmap_mode="r"))
+n = sum(len(images) for images, _ in DataLoader(data, 128, True, collate_fn=data.collate))
+helpers.nearest_images(np.array(data.images[:2]), data.images)
+assert n == shape[0]
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+    megabytes = [
+        float(
+            subprocess.run(
+                [sys.executable, "-c", code, helpers.HERE, str(n), tmp_path / f"{n}.npy"],
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout
+        )
+        for n in (18_000, 180_000)  # 55 MB and 553 MB
+    ]
+    assert megabytes[1] - megabytes[0] < 300
+
+
+# -------------------------------------------------------------------------------- stop and go on
+
+
+@pytest.mark.parametrize("batch", [0, 2, 4, 5, 8])
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, capsys, batch):
+    whole = train(prepare(tmp_path / "whole", fast=True))
+    lesson = prepare(tmp_path / "run", fast=True)
+    loader = SignalLoader(lesson.celeba_train_loader.dataset, 8, shuffle=True)
+    loader.at = batch
+    lesson.celeba_train_loader = loader
+    losses = train(lesson)
+    assert losses == whole[: batch + 1]
+    assert "Stopped in epoch" in capsys.readouterr().out
+    assert len(np.load(tmp_path / "run" / "samples.npz")["samples"]) == batch // 5 + 1
+    torch.manual_seed(1)
+    assert train(prepare(tmp_path / "run", fast=True)) == whole
+    assert "Going on from" in capsys.readouterr().out
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_complete_run_is_not_trained_again_but_can_be_made_longer(tmp_path, capsys):
+    losses = train(prepare(tmp_path / "run"), 2)
+    before = (tmp_path / "run" / "checkpoint.pt").stat().st_mtime_ns
+    assert train(prepare(tmp_path / "run"), 2) == losses
+    assert "nothing is left to train" in capsys.readouterr().out
+    assert (tmp_path / "run" / "checkpoint.pt").stat().st_mtime_ns == before
+    train(prepare(tmp_path / "run"), 3)
+    train(prepare(tmp_path / "whole"), 3)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def run_script(what: str, folder: Path) -> str:
+    run = subprocess.run([sys.executable, SCRIPT, what, folder], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    return run.stdout
+
+
+def test_a_run_killed_at_20_moments_ends_as_one_that_was_not(tmp_path):
+    output = run_script("kill", tmp_path)
+    n_killed = int(output.split(" killed;")[0].split()[-1])
+    assert n_killed >= 10 and output.strip().endswith("the last one ended with 0")
+    assert "Going on from" in output
+    assert_same_run(tmp_path, tmp_path / "whole")
+
+
+def test_sigterm_leaves_a_checkpoint(tmp_path):
+    output = run_script("terminate", tmp_path)
+    assert f"status {-signal.SIGTERM}" in output and "Stopped in epoch" in output
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert len(state["losses"]) == state["epoch"] * 5 + state["batch"] > 0
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
+    output = run_script("full-disk", tmp_path)
+    assert "status 1" in output and "disk is full" in output
+    assert "left: ['.lock']" in output and "Going on from" in output
+    assert_same_run(tmp_path, tmp_path / "whole")
+
+
+def test_other_settings_are_refused_and_named(tmp_path):
+    folder = "räume mit leerzeichen"
+    train(prepare(tmp_path / folder), 1)
+    files = {p: p.read_bytes() for p in (tmp_path / folder).iterdir()}
+    settings = {"lr": 0.1, "n_epochs": 2, "batch_size": 8}
+    with pytest.raises(ValueError, match="other settings") as caught:
+        train(prepare(tmp_path / folder, settings=settings), 2)
+    lines = str(caught.value).splitlines()
+    assert lines[1:3] == ["  lr: 0.0002 there, 0.1 now", "  batch_size: None there, 8 now"]
+    assert "resume = False" in lines[3] and len(lines) == 4
+    lesson = prepare(tmp_path / folder)
+    lesson.scale = lambda images: images * 2 - 1
+    with pytest.raises(ValueError, match="the code of scale: .* there, None now"):
+        train(lesson, 2)
+    assert files == {p: p.read_bytes() for p in (tmp_path / folder).iterdir()}
+
+
+def test_two_runs_into_one_folder_are_refused(tmp_path):
+    lesson = prepare(tmp_path)
+    errors = []
+
+    class Meanwhile(DataLoader):
+        def __iter__(self):
+            with pytest.raises(RuntimeError, match="Another run writes to") as caught:
+                train(prepare(tmp_path))
+            errors.append(caught.value)
+            return super().__iter__()
+
+    lesson.celeba_train_loader = Meanwhile(lesson.celeba_train_loader.dataset, 8, shuffle=True)
+    train(lesson, 1)
+    assert len(errors) == 1
+    train(prepare(tmp_path), 2)  # and now it is free
+
+
+# ---------------------------------------------------------------------------------------- faults
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch evil",)
+
+
+@pytest.mark.parametrize("fault", ["cut", "text", "empty", "evil", "other"])
+def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, monkeypatch, fault):
+    monkeypatch.chdir(tmp_path)
+    train(prepare(tmp_path / "run"), 2)
+    path = tmp_path / "run" / "checkpoint.pt"
+    content = path.read_bytes()
+    if fault == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    elif fault == "text":
+        path.write_text("<html>")
+    elif fault == "empty":
+        path.write_bytes(b"")
+    elif fault == "evil":
+        path.write_bytes(pickle.dumps(Evil()))
+    else:
+        state = torch.load(path, weights_only=True)
+        state["parts"]["G"] = {"weight": torch.ones(2)}
+        torch.save(state, path)
+    damaged = path.read_bytes()
+    message = "does not fit" if fault == "other" else "is damaged.*delete it to go on"
+    with pytest.raises(ValueError, match=rf"checkpoint\.pt {message}"):
+        train(prepare(tmp_path / "run"), 3)
+    assert path.read_bytes() == damaged and not (tmp_path / "evil").exists()
+    if fault != "other":
+        path.unlink()  # what the message says
+        train(prepare(tmp_path / "run"), 3)
+        train(prepare(tmp_path / "whole"), 3)
+        assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    train(prepare(tmp_path), 1)
+    files = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    lesson = prepare(tmp_path)
+    step, n = lesson.d_optimizer.step, iter(range(100))
+
+    def diverge() -> None:
+        step()
+        if next(n) == 2:
+            lesson.D.fc.weight.data.fill_(float("nan"))
+
+    lesson.d_optimizer.step = diverge
+    message = "A loss is no longer finite in epoch 2, batch 2.*last good checkpoint is .*point.pt"
+    with pytest.raises(FloatingPointError, match=message):
+        train(lesson, 2)
+    assert files == {p: p.read_bytes() for p in tmp_path.iterdir()}
+
+
+def test_a_weight_that_is_not_finite_is_never_saved(tmp_path):
+    train(prepare(tmp_path), 1)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    lesson = prepare(tmp_path)
+    step, n = lesson.g_optimizer.step, iter(range(100))
+
+    def diverge() -> None:
+        step()
+        if next(n) == 4:  # in the epoch's last batch: no loss is left to show it
+            lesson.G.fc.weight.data[0, 0] = float("inf")
+
+    lesson.g_optimizer.step = diverge
+    with pytest.raises(FloatingPointError, match="A weight of G.* epoch 2, batch 4.*checkpoint.pt"):
+        train(lesson, 2)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("d_loss", "real_label", "spread", "expected"),
+    [
+        (0.3, 1.0, 0.5, ""),
+        (0.01, 1.0, 0.5, "the discriminator has won"),
+        (0.35, 0.9, 0.5, "the discriminator has won"),
+        (0.3, 1.0, 0.01, "the samples have collapsed"),
+    ],
+)
+def test_a_training_that_fails_is_reported(tmp_path, capsys, d_loss, real_label, spread, expected):
+    parts = {"G_average": nn.Linear(1, 1)}
+    settings = {"real_label": real_label}
+    torch.manual_seed(0)
+    samples = (torch.randn(16, 3, 8, 8) * spread).clamp(-1, 1)
+    with helpers.TrainingRun(tmp_path, 1, 1, parts, {}, settings, prepare) as run:
+        for _ in run.epochs():
+            for _ in run.batches([torch.zeros(1, 4)] * 3):
+                run.end_batch(torch.tensor(d_loss), torch.tensor(2.0))
+            run.end_epoch(samples)
+    printed = capsys.readouterr().out
+    assert (f"Warning, epoch 1; {expected}" in printed) if expected else ("Warning" not in printed)
