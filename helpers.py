@@ -34,6 +34,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path, PureWindowsPath
 from typing import Any, BinaryIO
 
@@ -59,7 +60,7 @@ from torch.distributed.nn.functional import all_reduce
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
-from torchvision.utils import make_grid, save_image
+from torchvision.utils import make_grid
 from tqdm import tqdm
 
 HERE = Path(__file__).parent
@@ -84,6 +85,9 @@ DOWNLOAD_PAUSE = 3.0  # seconds before the next try
 LARGEST_IMAGE = 100 * 2**20  # bytes of one file
 LARGEST_RATIO = 100  # of all images to the archive ...
 HARMLESS_SIZE = 2**30  # ... where they have more bytes than that
+
+if os.environ.get("RANK", "0") != "0":  # of the processes of torchrun, the first one prints
+    sys.stdout = open(os.devnull, "w")
 
 # ------------------------------------------------------------------------------------- the data
 
@@ -401,10 +405,11 @@ def load_images(
     Args:
         paths: the files.
         transform: takes an RGB image of any size and returns one of a fixed size.
-        data_dir: the folder of the images. The array is kept there, in ``.arrays`` (in the user's
-            cache folder if nothing can be written there), until a file, its size or time, or the
-            transform changes. It is mapped from the disk, not read into memory.
-        skip_broken: leave files that cannot be decoded out, and say how many.
+        data_dir: the folder of the images. The array is kept beside it (in the user's cache folder
+            if nothing can be written there), in ``.NAME-arrays``, until a file, its size or time,
+            or the transform changes. It is mapped from the disk, not read into memory.
+        skip_broken: leave files that cannot be decoded out, and say how many. Without ``data_dir``,
+            for a look at some images, they are left out in any case.
 
     Returns:
         uint8 array (n, H, W, 3), n = len(paths) without those left out; read-only with
@@ -415,7 +420,7 @@ def load_images(
         OSError: if the disk is full.
     """
     if data_dir is None:
-        return np.concatenate(list(_decoded(paths, transform, skip_broken)))
+        return np.concatenate(list(_decoded(paths, transform, skip_broken=True)))
     path, names = _array_path(paths, transform, Path(data_dir))
     with _first_on_each_machine(), FileLock(path.with_name(f".{names}.lock")):
         if not (path.is_file() and _is_whole_array(path)):
@@ -439,10 +444,12 @@ def _array_path(paths: list[Path], transform: Any, data_dir: Path) -> tuple[Path
     names = hashlib.sha256(f"1 {transform} {PIL.__version__} {torchvision.__version__}".encode())
     states = hashlib.sha256()
     for path in paths:
-        status = path.stat()
         names.update(f"\0{path.relative_to(data_dir).as_posix()}".encode(errors="surrogateescape"))
-        states.update(f"{status.st_size} {status.st_mtime_ns} ".encode())
-    folder = data_dir / ".arrays"
+        with suppress(OSError):  # a link to nothing: decoding names it
+            status = path.stat()
+            states.update(f"{status.st_size} {status.st_mtime_ns}".encode())
+        states.update(b" ")
+    folder = data_dir.resolve().with_name(f".{data_dir.resolve().name}-arrays")
     try:
         _check_writable(folder, "data_dir")
     except OSError:
@@ -490,7 +497,9 @@ def _decoded(
             if image.size == (178, 218):
                 image = v2.functional.center_crop(image, 108)
             return np.asarray(transform(image))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # a damaged file can raise nearly any kind
             return f"{path} ({error})"
 
     broken: list[str] = []
@@ -562,7 +571,8 @@ class ImageArray(Dataset):
                 release_memory(self.images)
                 self._n_read = 0
         else:
-            images = self._on_device[torch.tensor(indices, device=self._on_device.device)]
+            rows = torch.tensor(indices).pin_memory()  # so that nothing waits for the copy
+            images = self._on_device[rows.to(self._on_device.device, non_blocking=True)]
         images = images.permute(0, 3, 1, 2).contiguous().float().div_(255)
         return images, torch.zeros(len(indices), dtype=torch.int64)
 
@@ -880,9 +890,9 @@ class Processes:
             torch.accelerator.set_device_index(local_rank)
             self.device = torch.accelerator.current_accelerator(check_available=True)
         if self.count > 1 and not dist.is_initialized():
-            dist.init_process_group(dist.get_default_backend_for_device(self.device))
-        if not is_first_process():
-            sys.stdout = open(os.devnull, "w")
+            # Others wait while one decodes the images.
+            backend = dist.get_default_backend_for_device(self.device)
+            dist.init_process_group(backend, timeout=timedelta(hours=2))
 
     def parallel(self, *networks: nn.Module) -> list[nn.Module]:
         """Let networks average their gradients, and batch norm its statistics, over all processes.
@@ -1041,6 +1051,7 @@ def speed_up(*networks: nn.Module) -> None:
     float32 matrix products may use TF32.
     """
     alike = dict(kernel_size=(4, 4), stride=(2, 2), padding=(1, 1), dilation=(1, 1), groups=1)
+    alike |= dict(padding_mode="zeros", output_padding=(0, 0))
     fast = {nn.Conv2d: _Conv2d, nn.ConvTranspose2d: _ConvTranspose2d}
     for network in networks:
         network.to(memory_format=torch.channels_last)
@@ -1057,8 +1068,8 @@ class CapturedStep:
     """A training step that is recorded once as a CUDA graph and then replayed.
 
     Replaying costs the CPU one call instead of hundreds. The first three calls run plainly on a
-    stream of their own, as PyTorch's notes on CUDA graphs ask for; so does a batch of another size
-    than the one recorded. Random numbers drawn on the GPU are new at each replay.
+    stream of their own, as PyTorch's notes on CUDA graphs ask for; so does a batch smaller than the
+    one recorded. Random numbers drawn on the GPU are new at each replay.
 
     Args:
         step: takes one batch on a CUDA device and returns tensors; everything that it changes must
@@ -1067,29 +1078,33 @@ class CapturedStep:
 
     def __init__(self, step: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
         self._step = step
-        self._graph: torch.cuda.CUDAGraph | None = None
         self._stream = torch.cuda.Stream()
-        self._n_plain = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._size = self._n_plain = 0
 
     def __call__(self, batch: Tensor) -> tuple[Tensor, ...]:
         """Run the step; what it returns is overwritten by the next call."""
-        if self._graph is None and self._n_plain < 3:
-            self._n_plain += 1
-            self._stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._stream):
-                returned = self._step(batch)
-            torch.cuda.current_stream().wait_stream(self._stream)
-            return returned
+        if len(batch) > self._size:  # a larger one than before: record that
+            self._size, self._n_plain, self._graph = len(batch), 0, None
+        if len(batch) < self._size or self._n_plain < 3:
+            self._n_plain += len(batch) == self._size
+            return self._run_plainly(batch)
         if self._graph is None:
             self._batch = batch.clone()
             self._graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._graph):
-                self._returned = self._step(self._batch)
-        if batch.shape != self._batch.shape:
-            return self._step(batch)
+                self._returned = [tensor.detach() for tensor in self._step(self._batch)]
         self._batch.copy_(batch)
         self._graph.replay()
-        return self._returned
+        return tuple(self._returned)
+
+    def _run_plainly(self, batch: Tensor) -> tuple[Tensor, ...]:
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*capturable")  # Adam: "but not captured"
+            returned = [tensor.detach() for tensor in self._step(batch)]
+        torch.cuda.current_stream().wait_stream(self._stream)
+        return tuple(returned)
 
 
 # ------------------------------------------------------------------------------------- training
@@ -1174,7 +1189,7 @@ def run_folder(path: str | Path, resume: bool = True) -> Path:
 
     Args:
         path: the folder asked for.
-        resume: take ``path`` itself if it holds the checkpoint of a run, to go on with it.
+        resume: take the first of them that holds the checkpoint of a run, to go on with it.
 
     Returns:
         The folder, which now exists; nothing that was there before is touched.
@@ -1187,10 +1202,11 @@ def run_folder(path: str | Path, resume: bool = True) -> Path:
     if not folder.name:
         raise ValueError(f"output_dir is {path}: give a folder of its own, such as runs/faces.")
     with _first_on_each_machine():
-        if not (resume and any((folder / name).is_file() for name in CHECKPOINTS)):
-            while folder.exists() and (not folder.is_dir() or any(folder.glob("[!.]*"))):
-                name, number = re.fullmatch(r"(.*?)(?:-(\d+))?", folder.name).groups(default="1")
-                folder = folder.with_name(f"{name}-{int(number) + 1}")
+        while folder.exists() and (not folder.is_dir() or any(folder.glob("[!.]*"))):
+            if resume and any((folder / name).is_file() for name in CHECKPOINTS):
+                break
+            name, number = re.fullmatch(r"(.*?)(?:-(\d+))?", folder.name).groups(default="1")
+            folder = folder.with_name(f"{name}-{int(number) + 1}")
         _check_writable(folder, "output_dir")
     return folder
 
@@ -1366,6 +1382,8 @@ class TrainingRun:
             signal.signal(number, handler)
         self._lock.release()
         if self._signal == signal.SIGTERM:
+            sys.stdout.flush()
+            sys.stderr.flush()
             os.kill(os.getpid(), signal.SIGTERM)
 
     def _note_signal(self, number: int, frame: Any) -> None:
@@ -1385,14 +1403,20 @@ class TrainingRun:
             _set_random_states(states | ({"torch": self._order} if done else {}))
         self._order = torch.get_rng_state()
         self._n_images, self._started = 0, time.perf_counter()
+        n_processes = dist.get_world_size() if dist.is_initialized() else 1
         self._progress.total = self.n_epochs * len(loader)
         self._progress.initial = self._progress.n = self._epoch * len(loader) + done
         for batch in itertools.islice(loader, done, None):
             if states is not None and done:  # as they were after the last of the batches done
                 _set_random_states(states)
                 states = None
-            self._n_images += len(batch[0])
-            yield batch
+            self._n_images += len(batch[0]) * n_processes
+            if len(batch[0]):
+                yield batch
+            elif self._batch:
+                self._batch += 1  # the last, too small for all processes to have a share of it
+            else:
+                raise ValueError("batch_size is smaller than the number of processes: raise it.")
             if self._signal is not None and self._batch < len(loader):
                 return
         self._complete = True
@@ -1453,16 +1477,19 @@ class TrainingRun:
             self._samples = pictures
             self._epoch, self._batch, self._complete = self._epoch + 1, 0, False
         if is_first_process():
-            if not self._batch:
-                with writing(self.output_dir / f"samples_epoch_{self._epoch:03d}.png") as path:
-                    save_image(samples, path, nrow=8, normalize=True, value_range=(-1, 1))
-            self._write_results(pictures)
             self._save()
-        if self._signal is not None:
+            self._write_results(pictures)
+        if self._signal is not None and self._epoch < self.n_epochs:
             place = f"in epoch {self._epoch + 1}, after {self._batch} of its batches"
-            _say(f"Stopped {place}. To go on from there, run this again with resume = True.")
+            _say(
+                f"Stopped {place}. To go on from there, run this again with resume = True and "
+                f'output_dir = "{self.output_dir}".'
+            )
 
     def _write_results(self, pictures: list[np.ndarray]) -> None:
+        if self._samples:
+            with writing(self.output_dir / f"samples_epoch_{self._epoch:03d}.png") as path:
+                Image.fromarray(image_grid(self._samples[-1], columns=8)).save(path, "PNG")
         with writing(self.output_dir / "losses.csv") as path, open(path, "w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["epoch", "batch", "d_loss", "g_loss"])
@@ -1516,23 +1543,14 @@ class TrainingRun:
                 os.replace(latest, before)
 
     def _load(self) -> None:
-        """Go on from the checkpoint, if there is one."""
-        found = [p for name in CHECKPOINTS if (p := self.output_dir / name).is_file()]
-        if not found:
+        """Go on from the checkpoint, if there is one; all processes from that of the first."""
+        read = [self._read_checkpoint() if is_first_process() else None]
+        if dist.is_initialized():
+            dist.broadcast_object_list(read)
+        if read[0] is None:
             return
-        path = found[0]
-        hint = "set resume = False (or another output_dir) for a new run"
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            saved = state["settings"]
-        except OSError:
-            raise
-        except Exception as error:  # torch.load raises many kinds
-            hint += f", or delete it to go on from {found[1].name}" if found[1:] else ""
-            reason = (str(error).splitlines() or [""])[0]
-            raise ValueError(
-                f"{path} is damaged, or is no checkpoint of this notebook ({reason}): {hint}."
-            ) from None
+        path, state, hint = read[0]
+        saved = state["settings"]
         names = [n for n in saved | self._settings if saved.get(n) != self._settings.get(n)]
         if names:
             lines = [f"  {n}: {saved.get(n)} there, {self._settings.get(n)} now" for n in names]
@@ -1545,8 +1563,12 @@ class TrainingRun:
             for name, part in self._parts.items():
                 if isinstance(part, Tensor):
                     part.copy_(state["parts"][name])
-                else:
-                    part.load_state_dict(state["parts"][name])
+                    continue
+                groups = part.param_groups if isinstance(part, torch.optim.Optimizer) else []
+                how = [{n: g[n] for n in ("capturable", "fused") if n in g} for g in groups]
+                part.load_state_dict(state["parts"][name])
+                for group, kept in zip(getattr(part, "param_groups", []), how, strict=True):
+                    group.update(kept)  # these are of the device, not of the run
             self._epoch, self._batch, self._order = state["epoch"], state["batch"], state["order"]
             self._random = state["random"]
             self.losses = [(d, g) for d, g in state["losses"].tolist()]
@@ -1554,6 +1576,8 @@ class TrainingRun:
             self._samples = [s.numpy() for s in state["samples"]]
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise ValueError(f"{path} does not fit these networks ({error}): {hint}.") from None
+        if is_first_process() and self._samples:  # a kill may have come before they were written
+            self._write_results(self._samples)
         done = f"{self._epoch} epochs" + (f" and {self._batch} batches" if self._batch else "")
         if self._epoch < self.n_epochs:
             _say(f"Going on from {path}: {done} are done.")
@@ -1562,6 +1586,25 @@ class TrainingRun:
                 f"{path} holds this run already, {done}: nothing is left to train. To do it anew, "
                 "set resume = False; to go on, raise n_epochs."
             )
+
+    def _read_checkpoint(self) -> tuple[Path, dict[str, Any], str] | None:
+        """Find and read the latest checkpoint; with a hint for the messages that it is no use."""
+        found = [p for name in CHECKPOINTS if (p := self.output_dir / name).is_file()]
+        if not found:
+            return None
+        path = found[0]
+        hint = "set resume = False (or another output_dir) for a new run"
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            return path, dict(state, settings=dict(state["settings"])), hint
+        except OSError:
+            raise
+        except Exception as error:  # torch.load raises many kinds
+            hint += f", or delete it to go on from {found[1].name}" if found[1:] else ""
+            reason = (str(error).splitlines() or [""])[0]
+            raise ValueError(
+                f"{path} is damaged, or is no checkpoint of this notebook ({reason}): {hint}."
+            ) from None
 
     def _random_states(self) -> dict[str, Any]:
         kind, keys, *rest = np.random.get_state()

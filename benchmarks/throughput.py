@@ -259,6 +259,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         n_steps = len(reference.loader)
         for _ in range(options.rounds):
             for name, loop in loops.items():
+                torch.backends.cudnn.allow_tf32 = name == "notebook"
+                torch.backends.cuda.matmul.allow_tf32 = name == "notebook"
                 best = peak(device, dtypes[name])
                 wait_for(device)
                 started = time.perf_counter()

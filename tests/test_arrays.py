@@ -22,8 +22,12 @@ def load(folder: Path, **options: bool) -> np.ndarray:
     return helpers.load_images(helpers.find_images(folder), RESIZE, folder, **options)
 
 
+def beside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}-arrays")
+
+
 def kept(folder: Path) -> list[Path]:
-    return sorted((folder / ".arrays").glob("[!.]*.npy"))
+    return sorted(beside(folder).glob("[!.]*.npy"))
 
 
 @pytest.fixture
@@ -51,6 +55,12 @@ def test_images_are_decoded_once(image_dir, decoded):
     assert not decoded and len(kept(image_dir)) == 1
     with pytest.raises(ValueError, match="read-only"):
         images[0] = 0
+
+
+def test_the_folder_of_the_images_is_left_as_it_was(image_dir):
+    before = sorted(image_dir.rglob("*"))
+    load(image_dir)
+    assert sorted(image_dir.rglob("*")) == before
 
 
 def test_other_settings_have_an_array_of_their_own(image_dir):
@@ -115,14 +125,14 @@ def test_a_kill_while_the_array_is_written_does_no_harm(image_dir):
             helpers.load_images(paths, Slow(), image_dir)
             os._exit(0)
         deadline = time.monotonic() + 20
-        while not list((image_dir / ".arrays").glob(".*.npy")) and time.monotonic() < deadline:
+        while not list(beside(image_dir).glob(".*.npy")) and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(seconds)
         os.kill(child, signal.SIGKILL)
         assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
-        assert not kept(image_dir) and list((image_dir / ".arrays").glob(".*.npy"))
+        assert not kept(image_dir) and list(beside(image_dir).glob(".*.npy"))
     assert (load(image_dir) == helpers.load_images(paths, RESIZE)).all()
-    assert not list((image_dir / ".arrays").glob(".*.npy"))
+    assert not list(beside(image_dir).glob(".*.npy"))
 
 
 def test_a_full_disk_leaves_no_array(image_dir, monkeypatch):
@@ -133,13 +143,13 @@ def test_a_full_disk_leaves_no_array(image_dir, monkeypatch):
     with pytest.raises(OSError, match="disk is full"):
         load(image_dir)
     monkeypatch.undo()
-    assert not kept(image_dir) and not list((image_dir / ".arrays").glob(".*.npy"))
+    assert not kept(image_dir) and not list(beside(image_dir).glob(".*.npy"))
     assert len(load(image_dir)) == 40
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="POSIX only")
 def test_a_folder_that_cannot_be_written_to_works(image_dir, cache):
-    (image_dir / ".arrays").write_text("in the way, as a read-only disk would be")
+    beside(image_dir).write_text("in the way, as a read-only disk would be")
     images = load(image_dir)
     assert len(images) == 40 and len(list((cache / "arrays").glob("*.npy"))) == 1
     other = image_dir.with_name("other")
@@ -181,12 +191,13 @@ def break_some(folder: Path) -> list[str]:
     header = bytes.fromhex("89504e470d0a1a0a0000000d49484452")  # a PNG of 20,000 x 20,000
     huge = header + (20_000).to_bytes(4, "big") * 2 + bytes.fromhex("0802000000")
     (folder / "huge.png").write_bytes(huge + b"\x87\xa1\xa5\xcb")
-    return ["page.jpg", "nothing.png", "cut.jpg", "huge.png"]
+    (folder / "link.jpg").symlink_to(folder / "nowhere.jpg")
+    return ["page.jpg", "nothing.png", "cut.jpg", "huge.png", "link.jpg"]
 
 
 def test_broken_files_are_all_named_before_training(image_dir):
     names = break_some(image_dir)
-    with pytest.raises(ValueError, match="4 of 44 files") as caught:
+    with pytest.raises(ValueError, match="5 of 45 files") as caught:
         load(image_dir)
     assert all(name in str(caught.value) for name in names)
     assert "skip_broken = True" in str(caught.value) and not kept(image_dir)
@@ -200,15 +211,31 @@ def test_broken_files_can_be_left_out(image_dir, capsys, decoded):
         assert len(images) == 40
         assert {i.tobytes() for i in images} == {i.tobytes() for i in whole}
         assert (
-            "4 of 44 files cannot be read as images: they are left out" in capsys.readouterr().out
+            "5 of 45 files cannot be read as images: they are left out" in capsys.readouterr().out
         )
-    with pytest.raises(ValueError, match="4 of 44 files"):  # and are named again when asked to
+    with pytest.raises(ValueError, match="5 of 45 files"):  # and are named again when asked to
         load(image_dir)
     for path in helpers.find_images(image_dir):
         if path.name not in names:
             path.unlink()
-    with pytest.raises(ValueError, match="4 of 4 files"):
+    with pytest.raises(ValueError, match="5 of 5 files"):
         load(image_dir, skip_broken=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*EXIF", "ignore:.*[Tt]ag")
+def test_a_damaged_header_is_not_the_end(image_dir):
+    path = image_dir / "exif.jpg"
+    image = Image.new("RGB", (40, 40))
+    exif = image.getexif()
+    exif[0x0112], exif[0x010E], exif[0x0132] = 6, "hello" * 5, "2020:01:01 00:00:00"
+    image.save(path, exif=exif)
+    content = path.read_bytes()
+    whole = helpers.find_images(image_dir)[0]
+    broken = 0
+    for i in range(20, 140):  # each byte of the header
+        path.write_bytes(content[:i] + b"\x00" + content[i + 1 :])
+        broken += len(helpers.load_images([path, whole], RESIZE)) == 1
+    assert broken > 0
 
 
 def test_more_broken_files_than_fit_are_counted(tmp_path):

@@ -160,6 +160,10 @@ def test_a_folder_with_a_checkpoint_is_gone_on_with_unless_told_otherwise(tmp_pa
     (tmp_path / "faces" / name).write_text("mine")
     assert helpers.run_folder(tmp_path / "faces") == tmp_path / "faces"
     assert helpers.run_folder(tmp_path / "faces", resume=False) == tmp_path / "faces-2"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "picture.png").write_text("mine")
+    (tmp_path / "faces").rename(tmp_path / "other-2")
+    assert helpers.run_folder(tmp_path / "other") == tmp_path / "other-2"
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import helpers
+import problem_unittests
 
 SCRIPT = Path(__file__).with_name("small_training.py")
 
@@ -94,6 +95,44 @@ def test_the_captured_step_and_the_plain_one_agree(tmp_path, bfloat16, tolerance
         for fast in (False, True)
     ]
     assert np.abs(np.array(losses[0]) - np.array(losses[1])).max() < tolerance
+
+
+class ReplayedStep:
+    """As a captured step looks from Python: after the first three calls, none of it runs."""
+
+    def __init__(self, step):
+        self.step, self.n_calls = step, 0
+
+    def __call__(self, batch):
+        self.n_calls += 1
+        if self.n_calls <= 3:
+            self.returned = self.step(batch)
+        return self.returned
+
+
+def test_the_rubric_test_of_train_watches_a_plain_step(tmp_path, monkeypatch):
+    lesson = prepare(tmp_path, fast=True, on_cuda=True)
+    monkeypatch.setattr(helpers, "CapturedStep", ReplayedStep)
+    problem_unittests.test_train(lesson.train)
+
+
+@pytest.mark.parametrize(
+    ("layer", "size"),
+    [
+        (nn.Conv2d(8, 8, 4, 2, 1, padding_mode="reflect"), (8, 8)),
+        (nn.Conv2d(8, 8, 4, 2, 1), (7, 7)),
+        (nn.Conv2d(8, 8, 4, 2, 1), (8, 4)),
+        (nn.Conv2d(8, 8, 4, 2, 1, groups=2), (8, 8)),
+        (nn.ConvTranspose2d(8, 8, 4, 2, 1, output_padding=1), (4, 4)),
+        (nn.ConvTranspose2d(8, 8, 4, 2, 1), (2, 3)),
+        (nn.ConvTranspose2d(8, 8, 4, 2, 0), (4, 4)),
+    ],
+)
+def test_layers_of_other_kinds_compute_the_same(layer, size):
+    x = torch.rand(2, 8, *size)
+    expected = layer(x)
+    helpers.speed_up(nn.Sequential(layer))
+    assert torch.allclose(layer(x), expected, atol=1e-5)
 
 
 def test_d_gets_no_weight_gradients_in_gs_step(tmp_path):
@@ -177,7 +216,10 @@ def test_a_complete_run_is_not_trained_again_but_can_be_made_longer(tmp_path, ca
 
 
 def run_script(what: str, folder: Path) -> str:
-    run = subprocess.run([sys.executable, SCRIPT, what, folder], capture_output=True, text=True)
+    environment = {n: value for n, value in os.environ.items() if n != "PYTHONUNBUFFERED"}
+    run = subprocess.run(
+        [sys.executable, SCRIPT, what, folder], env=environment, capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr[-2000:]
     return run.stdout
 
@@ -219,6 +261,26 @@ def test_other_settings_are_refused_and_named(tmp_path):
     with pytest.raises(ValueError, match="the code of scale: .* there, None now"):
         train(lesson, 2)
     assert files == {p: p.read_bytes() for p in (tmp_path / folder).iterdir()}
+
+
+def test_results_lost_between_checkpoint_and_pictures_are_written_again(tmp_path):
+    train(prepare(tmp_path / "whole"), 2)
+    train(prepare(tmp_path / "run"), 2)
+    for name in ("losses.csv", "samples.npz", "samples_epoch_002.png", "generator.safetensors"):
+        (tmp_path / "run" / name).unlink()
+    train(prepare(tmp_path / "run"), 2)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    pictures = [(tmp_path / f / "samples_epoch_002.png").read_bytes() for f in ("run", "whole")]
+    assert pictures[0] == pictures[1]
+
+
+def test_how_an_optimizer_steps_is_of_the_device_and_not_of_the_run(tmp_path):
+    train(prepare(tmp_path), 1)
+    lesson = prepare(tmp_path)
+    lesson.d_optimizer.param_groups[0]["fused"] = False
+    train(lesson, 2)
+    assert lesson.d_optimizer.param_groups[0]["fused"] is False
+    assert lesson.g_optimizer.param_groups[0]["fused"] is True
 
 
 def test_two_runs_into_one_folder_are_refused(tmp_path):
@@ -278,7 +340,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, monkeypatch, fault)
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     train(prepare(tmp_path), 1)
-    files = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    checkpoint, weights = (tmp_path / "checkpoint.pt").read_bytes(), state_of(tmp_path)
     lesson = prepare(tmp_path)
     step, n = lesson.d_optimizer.step, iter(range(100))
 
@@ -291,7 +353,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     message = "A loss is no longer finite in epoch 2, batch 2.*last good checkpoint is .*point.pt"
     with pytest.raises(FloatingPointError, match=message):
         train(lesson, 2)
-    assert files == {p: p.read_bytes() for p in tmp_path.iterdir()}
+    assert (tmp_path / "checkpoint.pt").read_bytes() == checkpoint
+    assert all(torch.equal(t, weights[name]) for name, t in state_of(tmp_path).items())
 
 
 def test_a_weight_that_is_not_finite_is_never_saved(tmp_path):
