@@ -1404,8 +1404,9 @@ class TrainingRun:
         self._order = torch.get_rng_state()
         self._n_images, self._started = 0, time.perf_counter()
         n_processes = dist.get_world_size() if dist.is_initialized() else 1
-        self._progress.total = self.n_epochs * len(loader)
-        self._progress.initial = self._progress.n = self._epoch * len(loader) + done
+        if self._progress.total == 1:  # only now is it known how much there is to do
+            self._progress.total = self.n_epochs * len(loader)
+            self._progress.initial = self._progress.n = self._epoch * len(loader) + done
         for batch in itertools.islice(loader, done, None):
             if states is not None and done:  # as they were after the last of the batches done
                 _set_random_states(states)

@@ -18,9 +18,9 @@ torchvision 0.29.2; 32x32, batch 128; medians of 3 epochs of 9,000 images (bfloa
     notebook, bfloat16   613 images/s   4.1 times the reference beside it (149)
     notebook, float32    256 images/s   2.1 times the reference beside it (124)
 
-It has not been read on a GPU. The budget: a step of the notebook's loop has 73 GFLOP, 20 epochs over
-the official archive's 89,931 images 1.02 PFLOP. At the peaks measured there (2.12 and 0.26 TFLOP/s)
-that takes 482 s in bfloat16 and 3,921 s in float32.
+It has not been read on a GPU. The budget: a step of the notebook's loop has 72.8 GFLOP, 20 epochs
+over the official archive's 89,931 images 1.02 PFLOP. At the peaks measured there (2.12 and 0.26
+TFLOP/s) that takes 482 s in bfloat16 and 3,921 s in float32.
 
 FLOP/s count the convolutions and matrix products of a step, 2 operations a multiply-add, with
 ``torch.utils.flop_counter``; the peak is the best of many products of two square matrices, measured
