@@ -1,7 +1,8 @@
 """What would interrupt the lesson: data and its files, the training run's files, pictures.
 
-Two subjects. The first half brings images from disk, a zip or the network into one array. The
-second half surrounds training: settings, progress, output files, tables and pictures.
+Four subjects, in this order: images from disk, a zip or the network become one array; a notebook's
+definitions are loaded; networks are spread over processes and sped up; training is surrounded by
+settings, progress, files, checkpoints and pictures.
 """
 
 from __future__ import annotations
@@ -431,11 +432,11 @@ def load_images(
                 _write_array(file, _decoded(paths, transform, skip_broken), len(paths))
     images = np.load(path, mmap_mode="r")
     if len(images) < len(paths):
-        message = f"{len(paths) - len(images):,} of {len(paths):,} files cannot be read as images"
         if not skip_broken:
             path.unlink()  # made with skip_broken: read again, so that they are named
             return load_images(paths, transform, data_dir)
-        print(f"{message}: they are left out.")
+        n = len(paths) - len(images)
+        print(f"{n:,} of {len(paths):,} files cannot be read as images: they are left out.")
     return images
 
 
