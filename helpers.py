@@ -1,8 +1,8 @@
 """What would interrupt the lesson: data and its files, the training run's files, pictures.
 
-Four subjects, in this order: images from disk, a zip or the network become one array; a notebook's
+Five subjects, in this order: images from disk, a zip or the network become one array; a notebook's
 definitions are loaded; networks are spread over processes and sped up; training is surrounded by
-settings, progress, files, checkpoints and pictures.
+settings, progress, files and checkpoints; faces are measured and shown.
 """
 
 from __future__ import annotations
@@ -59,6 +59,9 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.utils.data import DataLoader, Dataset
+from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
+from torchmetrics.image.kid import KernelInceptionDistance
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 from torchvision.utils import make_grid
@@ -86,6 +89,29 @@ DOWNLOAD_PAUSE = 3.0  # seconds before the next try
 LARGEST_IMAGE = 100 * 2**20  # bytes of one file
 LARGEST_RATIO = 100  # of all images to the archive ...
 HARMLESS_SIZE = 2**30  # ... where they have more bytes than that
+
+INCEPTION_URL = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+    "weights-inception-2015-12-05-6726825d.pth"
+)
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+
+# Classes of the individual typology angle, and where they begin (degrees); the lightest from 55 on.
+TYPOLOGY = {
+    "dark": -180,
+    "brown": -30,
+    "tan": 10,
+    "intermediate": 28,
+    "light": 41,
+    "very light": 55,
+}
+_SRGB_TO_XYZ = np.array(  # IEC 61966-2-1, for the white of D65
+    [
+        [0.4124564, 0.3575761, 0.1804375],
+        [0.2126729, 0.7151522, 0.0721750],
+        [0.0193339, 0.1191920, 0.9503041],
+    ]
+)
 
 if os.environ.get("RANK", "0") != "0":  # of the processes of torchrun, the first one prints
     sys.stdout = open(os.devnull, "w")
@@ -364,7 +390,10 @@ def _offline_set() -> Path:
 
 
 def find_images(
-    folder: str | Path, max_images: int | None = None, seed: int | None = None
+    folder: str | Path,
+    max_images: int | None = None,
+    seed: int | None = None,
+    part: str | None = None,
 ) -> list[Path]:
     """List the image files below a folder, at any depth, sorted; macOS litter is left out.
 
@@ -372,10 +401,15 @@ def find_images(
         folder: where the images lie.
         max_images: how many to take, drawn at random; all of them if ``None`` or too large.
         seed: of that draw.
+        part: "held-out" for about a tenth of the files, chosen by a hash of their names (for
+            two of a small set), "training" for the others, ``None`` for all.
 
     Raises:
         FileNotFoundError: if there is no such folder, or no image in it.
+        ValueError: if there is no such part, or there are too few images to hold some out.
     """
+    if part not in (None, "training", "held-out"):
+        raise ValueError(f"part is {part!r}: it must be 'training', 'held-out' or None.")
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}: set data_dir to a folder of images.")
@@ -385,6 +419,16 @@ def find_images(
             f"{folder} holds no images ({', '.join(IMG_EXTENSIONS)}): set data_dir to a folder "
             "that does."
         )
+    if part is not None:
+        if len(paths) < 4:
+            raise ValueError(f"{folder} holds {len(paths)} images: at least 4 are needed.")
+        # By the name alone, so that a face stays on its side in whatever folder it lies.
+        names = [path.name.encode(errors="surrogateescape") for path in paths]
+        hashes = np.array([int(hashlib.sha256(name).hexdigest()[:8], 16) / 2**32 for name in names])
+        held_out = hashes < max(0.1, np.partition(hashes, 2)[2])
+        paths = [
+            path for path, out in zip(paths, held_out, strict=True) if out == (part != "training")
+        ]
     if max_images is not None and max_images < len(paths):
         chosen = np.random.default_rng(seed).choice(len(paths), max_images, replace=False)
         paths = [paths[i] for i in sorted(chosen)]
@@ -533,6 +577,15 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def content_of(images: np.ndarray) -> str:
+    """The number of images of an array, and a checksum: other images have another text."""
+    checksum = 0
+    for start in range(0, len(images), 4096):
+        checksum = zlib.crc32(images[start : start + 4096], checksum)
+        release_memory(images)
+    return f"{len(images):,} images, {checksum:08x}"
 
 
 class ImageArray(Dataset):
@@ -788,6 +841,7 @@ def generate_faces(n: int, seed: int, weights: str | Path = WEIGHTS) -> np.ndarr
             metadata = opened.metadata() or {}
             state = {name: opened.get_tensor(name) for name in opened.keys()}
         sizes = {name: int(metadata[name]) for name in ("z_size", "conv_dim", "image_size")}
+        sizes["residual"] = metadata.get("residual") == "True"
         generator_class = load_definitions().Generator
         with torch.device("meta"):  # no first weights, and no random numbers drawn for them
             G = generator_class(**sizes)
@@ -805,7 +859,9 @@ def generate_faces(n: int, seed: int, weights: str | Path = WEIGHTS) -> np.ndarr
             f"{weights} does not hold weights of the notebook's Generator: {error}"
         ) from error
     G.eval()
-    z = torch.rand(n, sizes["z_size"], generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    draw = torch.randn if metadata.get("normal_latents") == "True" else torch.rand
+    z = draw(n, sizes["z_size"], generator=torch.Generator().manual_seed(seed))
+    z = z if draw is torch.randn else z * 2 - 1
     with torch.inference_mode():
         return np.concatenate([to_uint8(G(part)) for part in z.split(500)])
 
@@ -1120,7 +1176,7 @@ def apply_preset(
         preset: a name in ``presets``, or "auto": the environment variable ``FACES_PRESET`` if it
             is set, else "full" where there is an accelerator and "quick" on a CPU.
         presets: each preset's settings.
-        by_hand: the same settings, ``None`` where the preset decides.
+        by_hand: the same settings among others, ``None`` where the preset decides.
 
     Returns:
         The preset's name and the settings.
@@ -1139,7 +1195,7 @@ def apply_preset(
         raise ValueError(
             f"preset is {preset!r} ({why}): set it to one of auto, {', '.join(presets)}."
         )
-    given = {name: value for name, value in by_hand.items() if value is not None}
+    given = {n: by_hand[n] for n in presets[preset] if by_hand.get(n) is not None}
     settings = presets[preset] | given
     print(f"preset {preset} ({why})")
     for name, value in settings.items():
@@ -1155,16 +1211,18 @@ def check_settings(**settings: Any) -> None:
     """
     at_least_1 = ("a whole number, at least 1", lambda v: _is_whole(v) and v >= 1)
     fraction = ("at least 0 and below 1", lambda v: 0 <= v < 1)
-    switch = ("True or False", lambda v: isinstance(v, bool))
+    learning_rate = ("above 0, such as 0.0002", lambda v: 0 < v < math.inf)
+    switches = ["fast", "resume", "skip_broken", "lr_decay", "flips", "augmented", "balanced"]
+    switches += ["spectral_norm", "residual", "least_squares", "normal_latents"]
     ranges: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "image_size": ("32 or 64", lambda v: _is_whole(v) and v in (32, 64)),
-        "lr": ("above 0, such as 0.0002", lambda v: 0 < v < math.inf),
+        "d_lr": learning_rate,
+        "g_lr": learning_rate,
         "beta1": fraction,
         "beta2": fraction,
         "ema_decay": fraction,
-        "fast": switch,
-        "resume": switch,
-        "skip_broken": switch,
+        "dropout": fraction,
+        **dict.fromkeys(switches, ("True or False", lambda v: isinstance(v, bool))),
         "real_label": ("above 0.5 and at most 1", lambda v: 0.5 < v <= 1),
         "seed": ("a whole number from 0 to 2**63 - 1", lambda v: _is_whole(v) and 0 <= v < 2**63),
         "max_images": (
@@ -1288,8 +1346,9 @@ class TrainingRun:
     """What surrounds the training loop: the live line, the printed losses, files, checkpoints.
 
     After each epoch these are in ``output_dir``: ``losses.csv`` (epoch, batch, d_loss, g_loss),
-    ``samples.npz`` (``samples``: uint8 (epochs, n, H, W, 3)), ``samples_epoch_NNN.png``,
-    ``generator.safetensors`` and ``checkpoint.pt``. Each is written whole under another name
+    ``measures.csv`` (epoch and the measures of its faces), ``samples.npz`` (``samples``: uint8
+    (epochs, n, H, W, 3)), ``samples_epoch_NNN.png``, ``generator.safetensors``, the best epoch's
+    ``generator_best.safetensors`` and ``checkpoint.pt``. Each is written whole under another name
     first. A run whose checkpoint is there goes on from it; on a CPU it ends bit for bit as if it
     had never stopped. The stop button, Ctrl-C and SIGTERM end the run after the current step, with
     a checkpoint. Of several processes, the first one writes.
@@ -1302,7 +1361,8 @@ class TrainingRun:
         print_every: number of batches from one printed line to the next.
         parts: what the training changes, by name: networks, optimizers, tensors. They are brought
             to the state of the checkpoint, if there is one.
-            "G_average" among them is the network that ``generator.safetensors`` keeps.
+            "G_average" among them is the network that ``generator.safetensors`` keeps, and the best
+            epoch's file: that with the smallest sliced Wasserstein distance ("swd").
         sizes: stored with these weights, so that the network can be built again.
         settings: numbers and texts that must not have changed for a run to go on; ``n_epochs`` may.
         train: the function that trains; its code, that of what it uses and of the networks must not
@@ -1324,7 +1384,7 @@ class TrainingRun:
         n_epochs: int,
         print_every: int,
         parts: dict[str, Any],
-        sizes: dict[str, int],
+        sizes: dict[str, Any],
         settings: dict[str, Any],
         train: Callable[..., Any],
     ) -> None:
@@ -1342,7 +1402,8 @@ class TrainingRun:
         self._settings |= code_of(train, *networks)
         self._batches: list[tuple[int, int]] = []
         self._unread: list[Tensor] = []
-        self._samples: list[np.ndarray] = []
+        # Samples, uint8 (16, H, W, 3), and measures of each epoch done; the best one's weights.
+        self._results: dict[str, Any] = {"samples": [], "measures": [], "best": {}}
         self._epoch = 0  # epochs done
         self._batch = 0  # batches done in the one after
         self._complete = False  # whether that one has come to its end
@@ -1462,25 +1523,29 @@ class TrainingRun:
             f"diverged. {found}. Try a smaller learning rate."
         )
 
-    def end_epoch(self, samples: Tensor) -> None:
-        """Write the files; say so if the training looks as if it has failed.
+    def end_epoch(self, faces: Tensor, judge: Callable[[Tensor], dict[str, float]]) -> None:
+        """Measure the faces and write the files; say so if the training seems to have failed.
 
         Args:
-            samples: what the generator makes of the fixed latents, (n, 3, H, W) in [-1, 1].
+            faces: what the generator makes of the fixed latents, (n, 3, H, W) in [-1, 1]; the first
+                16 are kept as samples.
+            judge: measures them; "swd" among its measures says which epoch is the best.
         """
         self._read_losses()
         for name, part in self._parts.items():
             tensors = part.state_dict().values() if isinstance(part, nn.Module) else [part]
             if not all(t.isfinite().all() for t in tensors if isinstance(t, Tensor)):
                 raise self._not_finite(f"A weight of {name}", self._epoch + 1, self._batch - 1)
-        pictures = [*self._samples, to_uint8(samples)]
+        results = self._results
+        if is_first_process():
+            results = self._results_with(faces, judge(faces))
         if self._complete:
-            self._watch(pictures[-1])
-            self._samples = pictures
+            self._watch(to_uint8(faces[:16]))
+            self._results = results
             self._epoch, self._batch, self._complete = self._epoch + 1, 0, False
         if is_first_process():
             self._save()
-            self._write_results(pictures)
+            self._write(results)
         if self._signal is not None and self._epoch < self.n_epochs:
             place = f"in epoch {self._epoch + 1}, after {self._batch} of its batches"
             _say(
@@ -1488,24 +1553,41 @@ class TrainingRun:
                 f'output_dir = "{self.output_dir}".'
             )
 
-    def _write_results(self, pictures: list[np.ndarray]) -> None:
-        if self._samples:
+    def _results_with(self, faces: Tensor, measures: dict[str, float]) -> dict[str, Any]:
+        """The results with those of one more epoch."""
+        best = self._results["best"]
+        if all(measures["swd"] < earlier["swd"] for earlier in self._results["measures"]):
+            best = {n: t.detach().cpu().clone() for n, t in self._generator.state_dict().items()}
+        return {
+            "samples": [*self._results["samples"], torch.from_numpy(to_uint8(faces[:16]))],
+            "measures": [*self._results["measures"], measures],
+            "best": best,
+        }
+
+    def _write(self, results: dict[str, Any]) -> None:
+        """Write what the checkpoint holds, or a stopped epoch has so far, in the usual formats."""
+        if self._epoch:
             with writing(self.output_dir / f"samples_epoch_{self._epoch:03d}.png") as path:
-                Image.fromarray(image_grid(self._samples[-1], columns=8)).save(path, "PNG")
+                grid = image_grid(results["samples"][self._epoch - 1].numpy(), columns=8)
+                Image.fromarray(grid).save(path, "PNG")
         with writing(self.output_dir / "losses.csv") as path, open(path, "w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["epoch", "batch", "d_loss", "g_loss"])
             writer.writerows(
                 (*b, *loss) for b, loss in zip(self._batches, self.losses, strict=True)
             )
+        with writing(self.output_dir / "measures.csv") as path, open(path, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["epoch", *results["measures"][0]])
+            rows = enumerate(results["measures"], start=1)
+            writer.writerows([epoch, *measures.values()] for epoch, measures in rows)
         with writing(self.output_dir / "samples.npz") as path:
-            np.savez_compressed(path, samples=np.stack(pictures))
-        with writing(self.output_dir / "generator.safetensors") as path:
-            state = {
-                name: t.detach().cpu().contiguous()
-                for name, t in self._generator.state_dict().items()
-            }
-            path.write_bytes(safetensors.torch.save(state, self._sizes))
+            np.savez_compressed(path, samples=torch.stack(results["samples"]).numpy())
+        weights = {"generator": self._generator.state_dict(), "generator_best": results["best"]}
+        for name, state in weights.items():
+            with writing(self.output_dir / f"{name}.safetensors") as path:
+                state = {n: t.detach().cpu().contiguous() for n, t in state.items()}
+                path.write_bytes(safetensors.torch.save(state, self._sizes))
 
     def _watch(self, pictures: np.ndarray) -> None:
         """Notice a discriminator that has won, and samples that have collapsed."""
@@ -1513,12 +1595,15 @@ class TrainingRun:
         # its minimum (which is 0 for real_label = 1); a run that went well ended 0.3 above it.
         label = torch.tensor(float(self._settings.get("real_label", 1)))
         floor = torch.special.entr(label) + torch.special.entr(1 - label)
+        # Squared differences are 0.005 above it then, and 0.5 where D only guesses.
+        margin = 0.02 if self._settings.get("least_squares") else 0.1
+        floor = 0 if self._settings.get("least_squares") else float(floor)
         d_losses = [d for d, _ in self.losses[-self._batch :]]
         # Two faces, real or well drawn, differ by 60 to 80 grey levels (root mean square).
         rows = torch.from_numpy(pictures).flatten(1).float()
         distance = torch.pdist(rows).mean() / rows.shape[1] ** 0.5
         warnings_before, self._warning = self._warning, ""
-        if np.mean(d_losses) < float(floor) + 0.1:
+        if np.mean(d_losses) < floor + margin:
             self._warning += "; the discriminator has won"
         if distance < 20:
             self._warning += "; the samples have collapsed to one"
@@ -1535,7 +1620,7 @@ class TrainingRun:
         state |= {"epoch": self._epoch, "batch": self._batch, "order": self._order}
         state |= {"losses": torch.tensor(self.losses, dtype=torch.float64)}
         state |= {"batches": torch.tensor(self._batches)}
-        state |= {"samples": [torch.from_numpy(s) for s in self._samples]}
+        state |= {"results": self._results}
         buffer = io.BytesIO()
         torch.save(state, buffer)
         latest, before = (self.output_dir / name for name in CHECKPOINTS)
@@ -1567,19 +1652,24 @@ class TrainingRun:
                     part.copy_(state["parts"][name])
                     continue
                 groups = part.param_groups if isinstance(part, torch.optim.Optimizer) else []
-                how = [{n: g[n] for n in ("capturable", "fused") if n in g} for g in groups]
+                how = [{n: g[n] for n in ("capturable", "fused", "lr") if n in g} for g in groups]
                 part.load_state_dict(state["parts"][name])
                 for group, kept in zip(getattr(part, "param_groups", []), how, strict=True):
+                    lr = float(group["lr"])
                     group.update(kept)  # these are of the device, not of the run
+                    if isinstance(group["lr"], Tensor):  # which a recorded step reads
+                        group["lr"].fill_(lr)
+                    else:
+                        group["lr"] = lr
             self._epoch, self._batch, self._order = state["epoch"], state["batch"], state["order"]
             self._random = state["random"]
             self.losses = [(d, g) for d, g in state["losses"].tolist()]
             self._batches = [(epoch, batch) for epoch, batch in state["batches"].tolist()]
-            self._samples = [s.numpy() for s in state["samples"]]
+            self._results = state["results"]
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise ValueError(f"{path} does not fit these networks ({error}): {hint}.") from None
-        if is_first_process() and self._samples:  # a kill may have come before they were written
-            self._write_results(self._samples)
+        if is_first_process() and self._epoch:  # a kill may have come before they were written
+            self._write(self._results)
         done = f"{self._epoch} epochs" + (f" and {self._batch} batches" if self._batch else "")
         if self._epoch < self.n_epochs:
             _say(f"Going on from {path}: {done} are done.")
@@ -1632,6 +1722,251 @@ def _say(line: str) -> None:
     """Print a line above the live line, in the first process only."""
     if is_first_process():
         tqdm.write(line)
+
+
+# ------------------------------------------------------------------------------------- measures
+
+
+def sliced_wasserstein(
+    images: np.ndarray, others: np.ndarray, n_patches: int = 32, n_directions: int = 128
+) -> dict[int, float]:
+    """Sliced Wasserstein distance between two sets of pictures, at each level of detail.
+
+    Both sets are taken apart into a Laplacian pyramid, and each level into patches of 7x7 pixels,
+    at places drawn at random but always the same, scaled to mean 0 and variance 1 in each colour.
+    The distance is the mean, over random directions, of the Wasserstein distance between the two
+    sets of patches projected on a direction. Karras et al., Progressive growing of GANs, 2018,
+    https://arxiv.org/abs/1710.10196, section 5; they take 128 patches a picture and 512 directions.
+
+    Args:
+        images: uint8 array (n, H, W, 3), H = W = 16, 32, 64 ...
+        others: uint8 array (n, H, W, 3): as many of the same size.
+        n_patches: patches taken from each picture.
+        n_directions: directions that the patches are projected on.
+
+    Returns:
+        The distance times 1000 by the side of the level's pictures, the finest first. Between two
+        sets drawn from the same pictures it is not 0, but shrinks as they grow: compare it with
+        that floor.
+
+    Raises:
+        ValueError: if the two sets have not the same shape.
+    """
+    if images.shape != others.shape:
+        raise ValueError(
+            f"The sets of pictures have the shapes {images.shape} and {others.shape}: they must be "
+            "the same."
+        )
+    random = torch.Generator().manual_seed(0)
+    distances = {}
+    for level, other in zip(_laplacian_pyramid(images), _laplacian_pyramid(others), strict=True):
+        n, _, side, _ = level.shape
+        corners = torch.randint(side - 6, (2, 2, n, n_patches), generator=random)
+        directions = torch.randn(3 * 7 * 7, n_directions, generator=random)
+        directions /= directions.norm(dim=0)
+        a, b = (
+            (_patches_at(pictures, *places) @ directions).T.contiguous().sort(dim=1).values
+            for pictures, places in [(level, corners[0]), (other, corners[1])]
+        )  # (n_directions, n * n_patches) each
+        distances[side] = 1000 * (a - b).abs().mean().item()
+    return distances
+
+
+def _laplacian_pyramid(images: np.ndarray) -> list[Tensor]:
+    """Take pictures apart by detail; the last level, of 16x16 pixels or less, is what remains."""
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+    row = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+    kernel = row.outer(row).expand(3, 1, 5, 5)
+
+    def smooth(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
+        return F.conv2d(F.pad(x, (2, 2, 2, 2), "reflect"), kernel, stride=stride, groups=3)
+
+    levels = []
+    while x.shape[-1] > 16:
+        smaller = smooth(x, kernel, stride=2)
+        spread = torch.zeros_like(x)
+        spread[:, :, ::2, ::2] = smaller
+        levels.append(x - smooth(spread, 4 * kernel, stride=1))
+        x = smaller
+    return [*levels, x]
+
+
+def _patches_at(pictures: Tensor, top: Tensor, left: Tensor) -> Tensor:
+    """Cut patches of 7x7 out of pictures (n, 3, H, W), scaled by colour: (n * n_patches, 147)."""
+    cut = pictures.unfold(2, 7, 1).unfold(3, 7, 1)  # (n, 3, H - 6, W - 6, 7, 7), a view
+    patches = cut[torch.arange(len(pictures))[:, None], :, top, left].flatten(0, 1)
+    deviation, mean = torch.std_mean(patches, dim=(0, 2, 3), keepdim=True)
+    return ((patches - mean) / deviation.clamp(min=1e-3)).flatten(1)
+
+
+def diversity(images: np.ndarray) -> float:
+    """Mean difference between two pictures of a set, 1 - MS-SSIM: 0 if all are the same.
+
+    MS-SSIM (Wang et al., 2003) compares brightness, contrast and structure of two pictures at three
+    scales; Odena et al. use it for the diversity of generated pictures (2017,
+    https://arxiv.org/abs/1610.09585). The pairs are each picture of the first half with that of the
+    second half; the window is made smaller than usual, to fit pictures of 32x32.
+
+    Args:
+        images: uint8 array (n, H, W, 3) in random order, n >= 2, H and W at least 32.
+    """
+    pictures = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+    half = len(pictures) // 2
+    weights = torch.tensor([0.0448, 0.2856, 0.3001])  # the first three of five in the paper
+    similarity = multiscale_structural_similarity_index_measure(
+        pictures[:half],
+        pictures[half : 2 * half],
+        sigma=0.8,  # with a window of
+        kernel_size=7,
+        betas=tuple((weights / weights.sum()).tolist()),
+        data_range=255.0,
+        normalize="relu",
+    )
+    return 1 - similarity.item()
+
+
+def typology_angles(images: np.ndarray) -> np.ndarray:
+    """Individual typology angle of the middle of each face: how light it is, and how yellow.
+
+    arctan((L* - 50) / b*) of the median colour of the patch from cheek to cheek, below the eyes, in
+    CIELAB under D65 (Chardon et al., Skin colour typology and suntanning pathways, 1991). Measured
+    on skin under a fixed light it sorts skin by its colour (see ``TYPOLOGY``); in a photograph, the
+    light, the exposure and make-up count as much.
+
+    Args:
+        images: uint8 array (n, H, W, 3) in sRGB, cropped to the face as CelebA is.
+
+    Returns:
+        Degrees (n,), larger is lighter.
+    """
+    height, width = images.shape[1:3]
+    rows = slice(round(0.56 * height), round(0.72 * height))
+    columns = slice(round(0.34 * width), round(0.66 * width))
+    rgb = np.median(images[:, rows, columns], axis=(1, 2)) / 255  # (n, 3)
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    xyz = linear @ _SRGB_TO_XYZ.T / _SRGB_TO_XYZ.sum(axis=1)  # each relative to white
+    f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
+    lightness, b = 116 * f[:, 1] - 16, 200 * (f[:, 1] - f[:, 2])
+    return np.degrees(np.arctan2(lightness - 50, b))
+
+
+def typology_shares(images: np.ndarray) -> dict[str, float]:
+    """The share of each class of ``TYPOLOGY`` in faces, uint8 (n, H, W, 3); from dark to light."""
+    classes = _typology_classes(images)
+    shares = np.bincount(classes, minlength=len(TYPOLOGY)) / len(images)
+    return dict(zip(TYPOLOGY, shares.tolist(), strict=True))
+
+
+def _typology_classes(images: np.ndarray) -> np.ndarray:
+    return np.digitize(typology_angles(images), list(TYPOLOGY.values())[1:])
+
+
+def balancing_weights(images: np.ndarray) -> np.ndarray:
+    """How often to draw each picture so that all typology classes are drawn equally often.
+
+    Args:
+        images: uint8 array (n, H, W, 3) of faces.
+
+    Returns:
+        A weight for each picture (n,), with sum 1; classes without a picture do not count.
+    """
+    classes = _typology_classes(images)
+    counts = np.bincount(classes)
+    return 1 / counts[classes] / np.count_nonzero(counts)
+
+
+def inception_distances(
+    images: np.ndarray, others: np.ndarray, features: nn.Module | None = None
+) -> dict[str, float]:
+    """FID and KID between two sets of pictures, from the features of the Inception network.
+
+    Fréchet Inception distance: Heusel et al., 2017, https://arxiv.org/abs/1706.08500. Kernel
+    Inception distance (times 1000): Bińkowski et al., 2018, https://arxiv.org/abs/1801.01401. Both
+    are 0 for equal distributions; FID is too large for small sets, KID is not. Both are those of
+    ``torchmetrics``. The network's weights (96 MB) are downloaded at the first use.
+
+    Args:
+        images: uint8 array (n, H, W, 3).
+        others: uint8 array (m, H, W, 3).
+        features: another network, uint8 (N, 3, H, W) -> (N, ``num_features``).
+
+    Returns:
+        "FID" and "KID", the mean over subsets of up to 1000 pictures.
+
+    Raises:
+        OSError: if the weights are not there and cannot be downloaded.
+    """
+    if features is None:
+        if not (CACHE / Path(INCEPTION_URL).name).is_file() and not _is_reachable(INCEPTION_URL):
+            raise OSError(f"{INCEPTION_URL} cannot be reached.")
+        weights = _download(INCEPTION_URL, INCEPTION_SHA256)
+        features = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(weights))
+        features.num_features = 2048
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    features = features.to(device)
+    seen = nn.Identity()  # the metrics get what the network made of the pictures, made once
+    seen.num_features = features.num_features
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*will save all extracted features")
+        fid = FrechetInceptionDistance(seen).to(device)
+        kid = KernelInceptionDistance(seen, subset_size=min(len(images), len(others), 1000))
+    progress = Progress(total=len(images) + len(others), desc="Inception", unit=" images")
+    with progress, torch.inference_mode():
+        for pictures, real in [(images, True), (others, False)]:
+            for start in range(0, len(pictures), 50):
+                batch = torch.from_numpy(np.array(pictures[start : start + 50])).to(device)
+                values = features(batch.permute(0, 3, 1, 2))
+                fid.update(values, real=real)
+                kid.update(values.cpu(), real=real)
+                progress.update(len(batch))
+    return {"FID": fid.compute().item(), "KID": 1000 * kid.compute()[0].item()}
+
+
+class Judge:
+    """Measures how close a generator's pictures are to real ones, cheaply enough for each epoch.
+
+    Args:
+        training: the pictures that it learns from, uint8 (N, H, W, 3).
+        held_out: real pictures that it does not learn from, uint8 (M, H, W, 3), M >= 2.
+
+    Attributes:
+        size: how many pictures are compared with as many held-out ones, up to 1000.
+        floor: what the same measures give for training pictures in the generator's place.
+    """
+
+    def __init__(self, training: np.ndarray, held_out: np.ndarray) -> None:
+        random = np.random.default_rng(0)
+        self.size = min(1000, len(training), len(held_out))
+        self._training = training
+        self._held_out = held_out[random.permutation(len(held_out))]
+        chosen = random.permutation(len(training))[: 5 * self.size]
+        self.floor = self._measure(training[chosen], chosen)
+
+    def __call__(self, faces: Tensor) -> dict[str, float]:
+        """Measure pictures of a generator, float (n, 3, H, W) in [-1, 1].
+
+        Returns:
+            "swd": the mean of the sliced Wasserstein distances from held-out pictures over the
+            levels of detail, and "swd_SIDE", that of each level; "diversity"; "nearest": the median
+            distance from a picture to its nearest training picture, in grey levels. If ``n`` is
+            several times ``size``, each is the mean over sets of that size, up to five.
+        """
+        return self._measure(to_uint8(faces))
+
+    def _measure(self, images: np.ndarray, own: np.ndarray | None = None) -> dict[str, float]:
+        size = min(len(images), self.size)
+        sets: list[dict[str, float]] = []
+        for start in range(0, min(len(images), 5 * size) - size + 1, size):
+            part = images[start : start + size]
+            others = np.roll(self._held_out, -start, axis=0)[:size]  # each time others, if possible
+            distances = sliced_wasserstein(part, others)
+            measures = {"swd": sum(distances.values()) / len(distances)}
+            measures |= {f"swd_{side}": distance for side, distance in distances.items()}
+            itself = None if own is None else own[start : start + size][:200]
+            _, nearest = nearest_images(part[:200], self._training, itself)
+            measures |= {"diversity": diversity(part), "nearest": float(np.median(nearest))}
+            sets.append(measures)
+        return {name: float(np.mean([one[name] for one in sets])) for name in sets[0]}
 
 
 # ------------------------------------------------------------------------------------- pictures

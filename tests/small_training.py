@@ -40,8 +40,11 @@ def prepare(output_dir: Path, device: torch.device = CPU, **names: Any) -> types
     lesson = helpers.load_definitions()
     torch.manual_seed(0)
     images = torch.rand(names.pop("n_images", 40), 3, 4, 4).repeat_interleave(8, 2)
-    dataset = TensorDataset(images.repeat_interleave(8, 3), torch.zeros(len(images)))
+    images = images.repeat_interleave(8, 3)  # (n, 3, 32, 32)
+    dataset = TensorDataset(images, torch.zeros(len(images)))
+    pixels = helpers.to_uint8(images * 2 - 1)
     lesson.D, lesson.G = (n.to(device) for n in lesson.build_network(8, 8, 10))
+    vars(lesson).update(lesson.presets["reference"])
     fast = names.setdefault("fast", False)
     if fast:
         helpers.speed_up(lesson.D, lesson.G)
@@ -53,6 +56,9 @@ def prepare(output_dir: Path, device: torch.device = CPU, **names: Any) -> types
         use_bfloat16=False,
         z_size=10,
         g_conv_dim=8,
+        ema_decay=0.999,
+        criterion=lesson.cross_entropy,
+        judge=helpers.Judge(pixels[:-4], pixels[-4:]),
         image_size=32,
         settings={"lr": 0.0002, "n_epochs": 1},
         output_dir=output_dir,

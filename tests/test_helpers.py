@@ -131,9 +131,9 @@ def test_an_unknown_preset_is_named():
 
 
 def test_all_settings_out_of_range_are_named():
-    right = {"image_size": 64, "lr": 2e-4, "beta1": 0.0, "max_images": None, "n_epochs": 1}
+    right = {"image_size": 64, "d_lr": 2e-4, "beta1": 0.0, "max_images": None, "n_epochs": 1}
     helpers.check_settings(**right)
-    wrong = {"image_size": 48, "lr": 0, "beta1": 1, "max_images": 1, "n_epochs": 0.5}
+    wrong = {"image_size": 48, "d_lr": 0, "beta1": 1, "max_images": 1, "n_epochs": 0.5}
     wrong |= {"seed": "one", "z_size": True, "beta2": float("nan")}
     with pytest.raises(ValueError) as caught:
         helpers.check_settings(**wrong, batch_size=32)
@@ -193,35 +193,44 @@ def test_a_file_is_whole_or_not_there(tmp_path):
 def test_a_training_run_writes_all_its_files(tmp_path, capsys):
     generator = nn.Linear(2, 3)
     parts, sizes = {"G_average": generator}, {"z_size": 2, "image_size": 32}
+    distances = iter([0.5, 0.25, 0.75])
     samples = torch.linspace(-1, 1, 4 * 3 * 8 * 8).view(4, 3, 8, 8)
-    with helpers.TrainingRun(tmp_path / "run", 2, 2, parts, sizes, {}, blobs) as run:
+    with helpers.TrainingRun(tmp_path / "run", 3, 2, parts, sizes, {}, blobs) as run:
         for epoch in run.epochs():
             for i, _ in enumerate(run.batches([torch.zeros(16, 1)] * 3)):
                 run.end_batch(torch.tensor(epoch + 0.5), torch.tensor(i))
-            run.end_epoch(samples / epoch)
+            nn.init.constant_(generator.weight, epoch)
+            run.end_epoch(samples / epoch, lambda faces: {"swd": next(distances), "mean": 3.0})
     assert sorted(p.name for p in run.output_dir.glob("[!.]*")) == [
         "checkpoint-before.pt",
         "checkpoint.pt",
         "generator.safetensors",
+        "generator_best.safetensors",
         "losses.csv",
+        "measures.csv",
         "samples.npz",
         "samples_epoch_001.png",
         "samples_epoch_002.png",
+        "samples_epoch_003.png",
     ]
-    assert run.losses == [(epoch + 0.5, float(i)) for epoch in (1, 2) for i in range(3)]
+    assert run.losses == [(epoch + 0.5, float(i)) for epoch in (1, 2, 3) for i in range(3)]
+    measures = (run.output_dir / "measures.csv").read_text().split()
+    assert measures == ["epoch,swd,mean", "1,0.5,3.0", "2,0.25,3.0", "3,0.75,3.0"]
+    best = safetensors.torch.load_file(run.output_dir / "generator_best.safetensors")
+    assert (best["weight"] == 2).all()  # of the epoch with the smallest distance
     with open(run.output_dir / "losses.csv") as file:
         rows = list(csv.reader(file))
-    assert rows[0] == ["epoch", "batch", "d_loss", "g_loss"] and len(rows) == 7
+    assert rows[0] == ["epoch", "batch", "d_loss", "g_loss"] and len(rows) == 10
     assert rows[5] == ["2", "1", "2.5", "1.0"]
     saved = np.load(run.output_dir / "samples.npz", allow_pickle=False)["samples"]
-    assert saved.shape == (2, 4, 8, 8, 3) and saved.dtype == np.uint8
+    assert saved.shape == (3, 4, 8, 8, 3) and saved.dtype == np.uint8
     assert (saved[0] == helpers.to_uint8(samples)).all()
     state = safetensors.torch.load_file(run.output_dir / "generator.safetensors")
     assert torch.equal(state["weight"], generator.weight)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Epoch")]
     assert lines == [
-        f"Epoch [    {epoch}/    2] | d_loss: {epoch + 0.5:.4f} | g_loss: {i}.0000"
-        for epoch in (1, 2)
+        f"Epoch [    {epoch}/    3] | d_loss: {epoch + 0.5:.4f} | g_loss: {i}.0000"
+        for epoch in (1, 2, 3)
         for i in (0, 2)
     ]
 

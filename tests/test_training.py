@@ -21,15 +21,17 @@ import problem_unittests
 SCRIPT = Path(__file__).with_name("small_training.py")
 
 
-def state_of(folder: Path) -> dict[str, torch.Tensor]:
-    return safetensors.torch.load_file(folder / "generator.safetensors")
+def state_of(folder: Path, name: str = "generator") -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(folder / f"{name}.safetensors")
 
 
 def assert_same_run(folder: Path, whole: Path) -> None:
     """Bit for bit the same losses, samples and weights."""
-    assert (folder / "losses.csv").read_text() == (whole / "losses.csv").read_text()
-    for a, b in zip(state_of(folder).values(), state_of(whole).values(), strict=True):
-        assert torch.equal(a, b)
+    for name in ("losses.csv", "measures.csv"):
+        assert (folder / name).read_text() == (whole / name).read_text()
+    for name in ("generator", "generator_best"):
+        states = [state_of(f, name) for f in (folder, whole)]
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0] | states[1])
     samples = [np.load(f / "samples.npz")["samples"] for f in (folder, whole)]
     assert (samples[0] == samples[1]).all()
     checkpoints = [torch.load(f / "checkpoint.pt", weights_only=True) for f in (folder, whole)]
@@ -266,7 +268,9 @@ def test_other_settings_are_refused_and_named(tmp_path):
 def test_results_lost_between_checkpoint_and_pictures_are_written_again(tmp_path):
     train(prepare(tmp_path / "whole"), 2)
     train(prepare(tmp_path / "run"), 2)
-    for name in ("losses.csv", "samples.npz", "samples_epoch_002.png", "generator.safetensors"):
+    names = ["losses.csv", "measures.csv", "samples.npz", "samples_epoch_002.png"]
+    names += ["generator.safetensors", "generator_best.safetensors"]
+    for name in names:
         (tmp_path / "run" / name).unlink()
     train(prepare(tmp_path / "run"), 2)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
@@ -381,17 +385,19 @@ def test_a_weight_that_is_not_finite_is_never_saved(tmp_path):
         (0.01, 1.0, 0.5, "the discriminator has won"),
         (0.35, 0.9, 0.5, "the discriminator has won"),
         (0.3, 1.0, 0.01, "the samples have collapsed"),
+        (0.1, None, 0.5, ""),
+        (0.01, None, 0.5, "the discriminator has won"),
     ],
 )
 def test_a_training_that_fails_is_reported(tmp_path, capsys, d_loss, real_label, spread, expected):
     parts = {"G_average": nn.Linear(1, 1)}
-    settings = {"real_label": real_label}
+    settings = {"real_label": real_label or 1.0, "least_squares": real_label is None}
     torch.manual_seed(0)
     samples = (torch.randn(16, 3, 8, 8) * spread).clamp(-1, 1)
     with helpers.TrainingRun(tmp_path, 1, 1, parts, {}, settings, prepare) as run:
         for _ in run.epochs():
             for _ in run.batches([torch.zeros(1, 4)] * 3):
                 run.end_batch(torch.tensor(d_loss), torch.tensor(2.0))
-            run.end_epoch(samples)
+            run.end_epoch(samples, lambda faces: {"swd": 1.0})
     printed = capsys.readouterr().out
     assert (f"Warning, epoch 1; {expected}" in printed) if expected else ("Warning" not in printed)

@@ -1,0 +1,291 @@
+"""The measures of generated faces, where the answer is known."""
+
+import types
+
+import numpy as np
+import pytest
+import torch
+from conftest import blobs
+from torch import nn
+
+import helpers
+
+
+def to_faces(images: np.ndarray) -> torch.Tensor:
+    """As a generator gives them: float (n, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
+
+
+@pytest.fixture(scope="module")
+def real() -> np.ndarray:
+    """Smooth pictures with fine noise, uint8 (1200, 32, 32, 3)."""
+    noise = np.random.default_rng(1).normal(0, 8, (1200, 32, 32, 3))
+    return (blobs(1200, 32, 32, seed=0) + noise).clip(0, 255).astype(np.uint8)
+
+
+# -------------------------------------------------------------------------- sliced Wasserstein
+
+
+def test_the_distance_of_a_set_from_itself_is_small_and_shrinks(real):
+    same = helpers.sliced_wasserstein(real[:600], real[:600])
+    halves = helpers.sliced_wasserstein(real[:600], real[600:])
+    small_halves = helpers.sliced_wasserstein(real[:60], real[600:660])
+    for side in (32, 16):
+        assert same[side] < halves[side] < small_halves[side]
+        assert halves[side] < 40
+
+
+def test_the_distance_finds_the_level_that_differs(real):
+    floor = helpers.sliced_wasserstein(real[:600], real[600:])
+    noise = np.random.default_rng(2).normal(0, 16, real[:600].shape)
+    noisy = (real[:600] + noise).clip(0, 255).astype(np.uint8)
+    blurred = torch.from_numpy(real[:600]).permute(0, 3, 1, 2).float()
+    blurred = nn.functional.avg_pool2d(blurred, 3, 1, 1).permute(0, 2, 3, 1).to(torch.uint8)
+    for other in (noisy, blurred.numpy()):
+        distances = helpers.sliced_wasserstein(other, real[600:])
+        assert distances[32] > 2.5 * floor[32]
+        assert distances[16] < distances[32]
+
+
+def test_the_distance_of_a_known_shift(real):
+    """Patches all of the colours a or all of b: each level's projections can be worked out."""
+    a = np.zeros((400, 16, 16, 3), np.uint8)
+    a[:200] = 100  # in each set half of the pictures are 0 and half are not
+    b = a.copy()
+    b[200:300] = 100  # three quarters
+    (distance,) = helpers.sliced_wasserstein(a, b).values()
+    # Scaled to mean 0 and variance 1, a is -1 or 1, half and half; b is -sqrt(3) in a quarter and
+    # sqrt(1/3) in the others. All 147 values of a patch are equal, so that its projection is that
+    # value times a normal number of mean 0 and variance 1: the mean of its size is sqrt(2 / pi).
+    quarters = np.array([3**0.5 - 1, 1 + 3**-0.5, 1 - 3**-0.5, 1 - 3**-0.5])
+    assert distance == pytest.approx(1000 * quarters.mean() * (2 / np.pi) ** 0.5, rel=0.15)
+
+
+def test_sets_of_other_shapes_are_refused(real):
+    with pytest.raises(ValueError, match="must be the same"):
+        helpers.sliced_wasserstein(real[:10], real[:9])
+
+
+def test_levels_add_up_to_the_pictures():
+    images = blobs(3, 64, 64, seed=5)
+    levels = helpers._laplacian_pyramid(images)
+    assert [level.shape[-1] for level in levels] == [64, 32, 16]
+    flat = np.full((2, 64, 64, 3), 77, np.uint8)
+    *details, rest = helpers._laplacian_pyramid(flat)
+    assert all(detail.abs().max() < 1e-3 for detail in details)
+    assert torch.allclose(rest, torch.tensor(77.0), atol=1e-3)
+
+
+# ------------------------------------------------------------------------- diversity and copies
+
+
+def test_a_collapsed_generator_has_no_diversity(real):
+    assert helpers.diversity(np.repeat(real[:1], 100, axis=0)) == pytest.approx(0, abs=1e-6)
+    few = real[np.arange(600) % 3]  # three faces for all latents
+    assert 0.2 < helpers.diversity(real[:600]) and helpers.diversity(few) < helpers.diversity(
+        real[:600]
+    )
+
+
+def test_the_judge_tells_good_generators_from_bad_ones(real):
+    training, held_out = real[:800], real[800:]
+    judge = helpers.Judge(training, held_out)
+    assert judge.size == 400 and set(judge.floor) == {
+        *("swd", "swd_32", "swd_16", "diversity", "nearest"),
+    }
+    good = judge(to_faces(blobs(400, 32, 32, seed=9)))  # the same colours, but no noise
+    copies = judge(to_faces(training[:400]))
+    collapsed = judge(to_faces(np.repeat(real[-1:], 400, axis=0)))
+    assert copies["nearest"] == 0 < judge.floor["nearest"] / 2 < good["nearest"]
+    assert copies["swd"] < 1.5 * judge.floor["swd"] < good["swd"] < collapsed["swd"]
+    assert copies["diversity"] == pytest.approx(judge.floor["diversity"], rel=0.05)
+    assert collapsed["diversity"] < 0.01 < good["diversity"]
+    assert good["swd"] == pytest.approx((good["swd_32"] + good["swd_16"]) / 2)
+
+
+def test_the_judge_takes_the_mean_over_sets(real):
+    judge = helpers.Judge(real[:800], real[800:1000])
+    assert judge.size == 200
+    sets = [judge(to_faces(real[start : start + 200])) for start in (0, 200)]
+    both = judge(to_faces(real[:400]))
+    assert both["diversity"] == pytest.approx(np.mean([s["diversity"] for s in sets]))
+
+
+# -------------------------------------------------------------------------------- lightness
+
+
+def plain_faces(*colors: tuple[int, int, int]) -> np.ndarray:
+    return np.tile(np.array(colors, np.uint8)[:, None, None], (1, 32, 32, 1))
+
+
+def test_typology_angles_are_those_of_known_colours():
+    # CIELAB under D65 of these sRGB colours, from the CIE's formulas: (L*, b*)
+    known = {
+        (255, 0, 0): (53.24, 67.20),
+        (0, 255, 0): (87.73, 83.18),
+        (0, 0, 255): (32.30, -107.86),
+    }
+    angles = helpers.typology_angles(plain_faces(*known))
+    for angle, (lightness, b) in zip(angles, known.values(), strict=True):
+        assert angle == pytest.approx(np.degrees(np.arctan2(lightness - 50, b)), abs=0.1)
+    # skin colours from light to dark
+    light, tan, dark = plain_faces((241, 194, 170), (198, 134, 90), (70, 45, 35))[:, None]
+    angles = [helpers.typology_angles(face)[0] for face in (light, tan, dark)]
+    assert angles[0] > 41 > angles[1] > -30 > angles[2]
+
+
+def test_only_the_middle_of_the_face_counts():
+    face = plain_faces((198, 134, 90))
+    changed = face.copy()
+    changed[:, :16] = 0
+    changed[:, :, :9] = changed[:, :, 23:] = 255
+    assert helpers.typology_angles(face) == helpers.typology_angles(changed)
+
+
+def test_shares_and_weights_by_lightness():
+    light, dark = (241, 194, 170), (70, 45, 35)
+    faces = plain_faces(light, light, light, dark)
+    shares = helpers.typology_shares(faces)
+    assert list(shares) == ["dark", "brown", "tan", "intermediate", "light", "very light"]
+    assert shares["dark"] == 0.25 and sum(shares.values()) == 1
+    assert helpers.balancing_weights(faces) == pytest.approx([1 / 6, 1 / 6, 1 / 6, 1 / 2])
+
+
+# ------------------------------------------------------------------------------ Inception
+
+
+class MeanColor(nn.Module):
+    """In the place of Inception: the mean of each colour, times 100."""
+
+    num_features = 3
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.float().mean(dim=(2, 3)) * 100
+
+
+def gaussians(mean: float, deviations: np.ndarray, n: int = 4000) -> np.ndarray:
+    """Pictures of one colour each, drawn from a normal distribution."""
+    colors = np.random.default_rng(int(mean)).normal(mean, deviations, (n, 3))
+    return np.tile(colors.round().astype(np.uint8)[:, None, None], (1, 2, 2, 1))
+
+
+def test_fid_is_that_of_gaussians():
+    a, b = np.array([10.0, 10.0, 10.0]), np.array([20.0, 10.0, 10.0])
+    measured = helpers.inception_distances(gaussians(100, a), gaussians(110, b), MeanColor())
+    # squared distance of the means, plus sum of (deviation - deviation)^2; in units of 1/100
+    assert measured["FID"] == pytest.approx((3 * 10**2 + 10**2) * 100**2, rel=0.1)
+    same = helpers.inception_distances(gaussians(100, a), gaussians(100, a), MeanColor())
+    assert same["FID"] < 1e-3 * measured["FID"]
+    assert same["KID"] < 1e-3 * measured["KID"]
+
+
+def test_missing_inception_weights_are_named(cache, monkeypatch):
+    monkeypatch.setattr(helpers, "INCEPTION_URL", "http://127.0.0.1:9/weights.pth")
+    with pytest.raises(OSError, match="http://127.0.0.1:9/weights.pth cannot be reached"):
+        helpers.inception_distances(plain_faces((1, 2, 3)), plain_faces((1, 2, 3)))
+
+
+def test_wrong_inception_weights_are_not_loaded(server, monkeypatch):
+    monkeypatch.setattr(helpers, "INCEPTION_URL", helpers.ARCHIVE_URL)
+    monkeypatch.setattr(
+        helpers, "NoTrainInceptionV3", lambda *args: pytest.fail("loaded an unknown file")
+    )
+    with pytest.raises(ValueError, match="SHA-256 is wrong"):
+        helpers.inception_distances(plain_faces((1, 2, 3)), plain_faces((1, 2, 3)))
+
+
+# ---------------------------------------------------------------------------- the held-out tenth
+
+
+def test_the_held_out_tenth_is_fixed_by_the_names(tmp_path):
+    for folder, n in (("a", 400), ("b", 1000)):
+        (tmp_path / folder).mkdir()
+        for i in range(n):
+            (tmp_path / folder / f"{i:06d}.jpg").touch()
+    parts = {
+        (folder, part): {p.name for p in helpers.find_images(tmp_path / folder, part=part)}
+        for folder in "ab"
+        for part in ("training", "held-out", None)
+    }
+    for folder, n in (("a", 400), ("b", 1000)):
+        training, held_out = parts[folder, "training"], parts[folder, "held-out"]
+        assert not training & held_out and training | held_out == parts[folder, None]
+        assert 0.07 * n < len(held_out) < 0.13 * n
+    assert parts["a", "held-out"] == parts["b", "held-out"] & parts["a", None]
+
+
+def test_of_few_images_two_are_held_out(image_dir, tmp_path):
+    few = tmp_path / "few"
+    few.mkdir()
+    for i in range(5):
+        (few / f"{i}.jpg").touch()
+    assert len(helpers.find_images(few, part="held-out")) == 2
+    assert len(helpers.find_images(few, part="training")) == 3
+    (few / "0.jpg").unlink(), (few / "1.jpg").unlink()
+    with pytest.raises(ValueError, match="at least 4"):
+        helpers.find_images(few, part="training")
+    with pytest.raises(ValueError, match="part is 'test'"):
+        helpers.find_images(few, part="test")
+
+
+def test_other_images_are_another_content():
+    images = blobs(10, 8, 8, seed=0)
+    assert helpers.content_of(images).startswith("10 images, ")
+    assert helpers.content_of(images) == helpers.content_of(images.copy())
+    changed = images.copy()
+    changed[9, 7, 7, 2] ^= 1
+    assert helpers.content_of(images) != helpers.content_of(changed)
+
+
+# -------------------------------------------------------------------------- the recipe's parts
+
+
+@pytest.fixture
+def lesson() -> types.ModuleType:
+    torch.manual_seed(0)
+    return helpers.load_definitions()
+
+
+def test_augmentation_changes_pictures_and_passes_gradients(lesson):
+    lesson.augmented = True
+    x = torch.rand(64, 3, 32, 32, requires_grad=True)
+    y = lesson.augment(x)
+    assert y.shape == x.shape and (y != x).any(dim=(1, 2, 3)).all()
+    zeros = (y == 0).all(dim=1).float().mean(dim=(1, 2))  # blotted out, or moved in
+    assert 0.06 < zeros.min() and zeros.max() < 0.6
+    y.square().sum().backward()
+    assert (x.grad != 0).any(dim=(1, 2, 3)).all()
+    lesson.augmented = False
+    assert lesson.augment(x) is x
+
+
+def test_flips_mirror_about_half(lesson):
+    x = torch.rand(400, 3, 4, 4)
+    lesson.flips = True
+    y = lesson.mirror(x)
+    mirrored = (y == x.flip(3)).all(dim=(1, 2, 3))
+    assert 150 < mirrored.sum() < 250 and (y[~mirrored] == x[~mirrored]).all()
+    lesson.flips = False
+    assert lesson.mirror(x) is x
+
+
+def test_the_learning_rate_falls_to_zero(lesson):
+    lesson.celeba_train_loader = range(5)
+    optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], 0.1)
+    schedule = lesson.linear_decay(optimizer, n_epochs=2)
+    rates = []
+    for _ in range(10):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([0.1 - 0.01 * i for i in range(10)])
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0)
+
+
+def test_the_networks_take_the_recipes_changes(lesson):
+    D, G = lesson.build_network(8, 4, 10, 32, dropout=0.5, spectral_norm=True, residual=True)
+    assert G(torch.rand(3, 10)).shape == (3, 3, 32, 32)
+    x = torch.rand(3, 3, 32, 32)
+    assert D(x).shape == (3, 1) and not torch.equal(D(x), D(x))  # dropout
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in D.modules()) == 3  # of the shortcuts only
+    assert sum(isinstance(m, lesson.Residual) for m in G.modules()) == 3
