@@ -1,9 +1,10 @@
 """From image files to the array that is kept: what is converted, named, rebuilt, or read again."""
 
-import errno
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -135,15 +136,44 @@ def test_a_kill_while_the_array_is_written_does_no_harm(image_dir):
     assert not list(beside(image_dir).glob(".*.npy"))
 
 
-def test_a_full_disk_leaves_no_array(image_dir, monkeypatch):
-    def full(*arguments: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+FULL_DISK = """
+import resource
+import sys
+import numpy as np
+from torchvision.transforms import v2
+import helpers
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="disk is full"):
-        load(image_dir)
-    monkeypatch.undo()
+data_dir, picture = sys.argv[1:]
+noise = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), np.uint8)
+resize = v2.Compose([v2.Resize(32), v2.CenterCrop(32)])
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))  # as on a full disk, a write comes short
+for work in (
+    lambda: helpers.load_images(helpers.find_images(data_dir), resize, data_dir),
+    lambda: helpers.show_images(noise, 3, picture),
+    lambda: helpers.save_animation(list(noise), picture),
+):
+    try:
+        work()
+    except OSError as error:
+        print(error)
+"""
+
+
+def test_a_full_disk_leaves_no_array_and_no_half_picture(image_dir, tmp_path):
+    pytest.importorskip("resource")
+    picture = tmp_path / "result.png"
+    picture.write_bytes(b"the one before")
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(image_dir), str(picture)],
+        env=os.environ | {"PYTHONPATH": str(helpers.HERE), "MPLBACKEND": "agg"},
+        capture_output=True,
+        text=True,
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3 and all("disk is full" in line for line in lines), done.stderr[-2000:]
     assert not kept(image_dir) and not list(beside(image_dir).glob(".*.npy"))
+    assert picture.read_bytes() == b"the one before"
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["result.png"]
     assert len(load(image_dir)) == 40
 
 
