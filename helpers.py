@@ -58,6 +58,7 @@ from IPython.display import display
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
@@ -840,11 +841,12 @@ def generate_faces(n: int, seed: int, weights: str | Path = WEIGHTS) -> np.ndarr
         with safetensors.safe_open(weights, framework="pt") as opened:
             metadata = opened.metadata() or {}
             state = {name: opened.get_tensor(name) for name in opened.keys()}
-        sizes = {name: int(metadata[name]) for name in ("z_size", "conv_dim", "image_size")}
-        sizes["residual"] = metadata.get("residual") == "True"
+        z_size, conv_dim, image_size = (
+            int(metadata[name]) for name in ("z_size", "g_conv_dim", "image_size")
+        )
         generator_class = load_definitions().Generator
         with torch.device("meta"):  # no first weights, and no random numbers drawn for them
-            G = generator_class(**sizes)
+            G = generator_class(z_size, conv_dim, image_size, metadata["residual"] == "True")
         G.load_state_dict(state, assign=True)
     except FileNotFoundError:
         raise FileNotFoundError(f"There is no file {weights}: train first.") from None
@@ -859,9 +861,11 @@ def generate_faces(n: int, seed: int, weights: str | Path = WEIGHTS) -> np.ndarr
             f"{weights} does not hold weights of the notebook's Generator: {error}"
         ) from error
     G.eval()
-    draw = torch.randn if metadata.get("normal_latents") == "True" else torch.rand
-    z = draw(n, sizes["z_size"], generator=torch.Generator().manual_seed(seed))
-    z = z if draw is torch.randn else z * 2 - 1
+    random = torch.Generator().manual_seed(seed)
+    if metadata.get("normal_latents") == "True":
+        z = torch.randn(n, z_size, generator=random)
+    else:
+        z = torch.rand(n, z_size, generator=random) * 2 - 1
     with torch.inference_mode():
         return np.concatenate([to_uint8(G(part)) for part in z.split(500)])
 
@@ -1360,11 +1364,12 @@ class TrainingRun:
         n_epochs: number of epochs.
         print_every: number of batches from one printed line to the next.
         parts: what the training changes, by name: networks, optimizers, tensors. They are brought
-            to the state of the checkpoint, if there is one.
+            to the state of the checkpoint, if there is one. Learning rate schedules among them are
+            stepped after each batch.
             "G_average" among them is the network that ``generator.safetensors`` keeps, and the best
             epoch's file: that with the smallest sliced Wasserstein distance ("swd").
-        sizes: stored with these weights, so that the network can be built again.
         settings: numbers and texts that must not have changed for a run to go on; ``n_epochs`` may.
+            They are stored with the weights, so that the network can be built again.
         train: the function that trains; its code, that of what it uses and of the networks must not
             have changed either.
 
@@ -1384,7 +1389,6 @@ class TrainingRun:
         n_epochs: int,
         print_every: int,
         parts: dict[str, Any],
-        sizes: dict[str, Any],
         settings: dict[str, Any],
         train: Callable[..., Any],
     ) -> None:
@@ -1396,9 +1400,10 @@ class TrainingRun:
         self.losses: list[tuple[float, float]] = []
         self._parts = parts
         self._generator = parts["G_average"]
-        self._sizes = {name: str(value) for name, value in sizes.items()}
+        self._schedules = [part for part in parts.values() if isinstance(part, LRScheduler)]
         networks = {type(part) for part in parts.values() if isinstance(part, nn.Module)}
         self._settings = {n: value for n, value in settings.items() if n != "n_epochs"}
+        self._metadata = {name: str(value) for name, value in self._settings.items()}
         self._settings |= code_of(train, *networks)
         self._batches: list[tuple[int, int]] = []
         self._unread: list[Tensor] = []
@@ -1488,6 +1493,8 @@ class TrainingRun:
         """Note a batch's losses (scalar tensors on any device); print them if it is their turn."""
         epoch = self._epoch + 1
         self._batches.append((epoch, self._batch))
+        for schedule in self._schedules:
+            schedule.step()
         self._unread.append(torch.stack([d_loss.detach(), g_loss.detach()]).float())
         prints = self._batch % self.print_every == 0
         self._batch += 1
@@ -1587,7 +1594,7 @@ class TrainingRun:
         for name, state in weights.items():
             with writing(self.output_dir / f"{name}.safetensors") as path:
                 state = {n: t.detach().cpu().contiguous() for n, t in state.items()}
-                path.write_bytes(safetensors.torch.save(state, self._sizes))
+                path.write_bytes(safetensors.torch.save(state, self._metadata))
 
     def _watch(self, pictures: np.ndarray) -> None:
         """Notice a discriminator that has won, and samples that have collapsed."""

@@ -1,10 +1,14 @@
 """The benchmarks, at a tiny size: what they count and report."""
 
+import importlib
 import json
+import shutil
 import subprocess
 import sys
+import types
 
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
@@ -67,3 +71,82 @@ def test_wrong_options_are_named(tmp_path, arguments, message):
 def test_a_device_that_is_not_there_is_named():
     done = run("--device", "cuda")
     assert done.returncode != 0 and "no CUDA device" in done.stderr
+
+
+# ------------------------------------------------------------------------------------- ablations
+
+
+@pytest.fixture
+def ablations(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    return importlib.import_module("ablations")
+
+
+def test_each_idea_is_a_change_of_the_notebooks_settings(ablations):
+    presets = helpers.load_definitions().presets
+    options = ablations.options_of([])
+    reference = ablations.settings_of("reference", 1, options)
+    assert reference["seed"] == 1 and reference["preset"] == "reference"
+    for idea, change in ablations.IDEAS.items():
+        settings = ablations.settings_of(idea, 1, options)
+        known = presets["reference"].keys() | {"preset", "seed", "image_size"}
+        assert settings.keys() <= known, idea
+        if idea != "reference":
+            assert {n for n in settings if settings[n] != reference.get(n)} == change.keys()
+            assert presets["reference"] | settings != presets["reference"] | reference
+    twice = ablations.settings_of("batches twice as large", 0, options)
+    assert twice["batch_size"] == 64 and isinstance(twice["batch_size"], int)
+
+
+def test_results_are_added_and_not_made_twice(ablations, image_dir, tmp_path, monkeypatch, capsys):
+    made = []
+
+    def run_notebook(settings, folder, data_dir, threads):
+        """As if it had trained: the shipped weights, and the losses of 12 steps."""
+        made.append(settings)
+        if settings["seed"] == 1 and len(made) == 4:
+            raise RuntimeError("a cell failed")
+        (folder / "faces").mkdir(parents=True, exist_ok=True)
+        shutil.copy(helpers.WEIGHTS, folder / "faces" / "generator.safetensors")
+        (folder / "faces" / "losses.csv").write_text(
+            "epoch,batch,d_loss,g_loss\n" + "1,0,1,1\n" * 12
+        )
+        return 1.5
+
+    monkeypatch.setattr(ablations, "run_notebook", run_notebook)
+    arguments = ["--data-dir", str(image_dir), "--work-dir", str(tmp_path / "runs")]
+    arguments += ["--csv", str(tmp_path / "table.csv"), "--figure", str(tmp_path / "figure.png")]
+    arguments += ["--ideas", "reference", "flips"]
+    with pytest.raises(RuntimeError, match="a cell failed"):
+        ablations.main(arguments)
+    assert len(made) == 4 and len(ablations.read_rows(tmp_path / "table.csv")) == 4
+    ablations.main(arguments)
+    assert len(made) == 5 and made[4] == made[3]  # the one that had failed
+    rows = ablations.read_rows(tmp_path / "table.csv")
+    assert [row["idea"] for row in rows] == [
+        "real faces",
+        "reference",
+        "flips",
+        "reference",
+        "flips",
+    ]
+    assert {row["updates"] for row in rows[1:]} == {"12"} and rows[1]["images"] == "384"
+    assert all(0 < float(row["swd"]) < 1000 and 0 < float(row["diversity"]) < 1 for row in rows)
+    assert json.loads(rows[2]["settings"])["flips"] is True
+    with Image.open(tmp_path / "figure.png") as figure:
+        assert figure.width > 500
+    assert "reference, seed 0, updates 12" in capsys.readouterr().out
+
+
+def test_pictures_of_64_are_measured_at_32(ablations, image_dir, tmp_path):
+    lesson = helpers.load_definitions()
+    G = lesson.Generator(10, 4, 64)
+    settings = {"z_size": "10", "g_conv_dim": "4", "image_size": "64", "residual": "False"}
+    safetensors.torch.save_file(G.state_dict(), tmp_path / "g.safetensors", settings)
+    measured = ablations.Measures(image_dir, None)(tmp_path / "g.safetensors")
+    assert "swd_32" in measured and "swd_64" not in measured
+
+
+def test_a_run_that_fails_is_named(ablations, tmp_path):
+    with pytest.raises(RuntimeError, match="(?s)image_size is 48"):
+        ablations.run_notebook({"image_size": 48}, tmp_path / "run", tmp_path / "nowhere", 1)

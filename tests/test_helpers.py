@@ -51,13 +51,13 @@ def test_drawing_faces_leaves_the_random_state_alone():
 )
 def test_weights_that_do_not_fit_are_named(tmp_path, fault):
     path = tmp_path / "weights.safetensors"
-    sizes = {"z_size": "100", "conv_dim": "64", "image_size": "32"}
+    sizes = {"z_size": "100", "g_conv_dim": "64", "image_size": "32", "residual": "False"}
     if fault == "no safetensors":
         path.write_bytes(b"\x80\x04pickle")
     elif fault == "no metadata":
         safetensors.torch.save_file({"x": torch.ones(1)}, path)
     elif fault == "odd metadata":
-        safetensors.torch.save_file({"x": torch.ones(1)}, path, sizes | {"conv_dim": "many"})
+        safetensors.torch.save_file({"x": torch.ones(1)}, path, sizes | {"g_conv_dim": "many"})
     elif fault == "other network":
         safetensors.torch.save_file({"x": torch.ones(1)}, path, sizes)
     error = FileNotFoundError if fault == "absent" else ValueError
@@ -192,10 +192,10 @@ def test_a_file_is_whole_or_not_there(tmp_path):
 
 def test_a_training_run_writes_all_its_files(tmp_path, capsys):
     generator = nn.Linear(2, 3)
-    parts, sizes = {"G_average": generator}, {"z_size": 2, "image_size": 32}
+    parts, settings = {"G_average": generator}, {"z_size": 2, "image_size": 32}
     distances = iter([0.5, 0.25, 0.75])
     samples = torch.linspace(-1, 1, 4 * 3 * 8 * 8).view(4, 3, 8, 8)
-    with helpers.TrainingRun(tmp_path / "run", 3, 2, parts, sizes, {}, blobs) as run:
+    with helpers.TrainingRun(tmp_path / "run", 3, 2, parts, settings, blobs) as run:
         for epoch in run.epochs():
             for i, _ in enumerate(run.batches([torch.zeros(16, 1)] * 3)):
                 run.end_batch(torch.tensor(epoch + 0.5), torch.tensor(i))

@@ -208,10 +208,9 @@ def test_a_run_writes_all_results(executed):
 def test_a_runs_weights_can_be_used(executed):
     weights = executed / "out" / "generator.safetensors"
     with safetensors.safe_open(weights, framework="np") as opened:
-        assert opened.metadata() == {
-            **{"z_size": "100", "conv_dim": "8", "image_size": "32"},
-            **{"residual": "False", "normal_latents": "False"},
-        }
+        metadata = opened.metadata()
+        expected = {"z_size": "100", "g_conv_dim": "8", "image_size": "32", "residual": "False"}
+        assert metadata == metadata | expected | {"batch_size": "8", "normal_latents": "False"}
     assert helpers.generate_faces(2, seed=0, weights=weights).shape == (2, 32, 32, 3)
 
 

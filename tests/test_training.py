@@ -394,7 +394,7 @@ def test_a_training_that_fails_is_reported(tmp_path, capsys, d_loss, real_label,
     settings = {"real_label": real_label or 1.0, "least_squares": real_label is None}
     torch.manual_seed(0)
     samples = (torch.randn(16, 3, 8, 8) * spread).clamp(-1, 1)
-    with helpers.TrainingRun(tmp_path, 1, 1, parts, {}, settings, prepare) as run:
+    with helpers.TrainingRun(tmp_path, 1, 1, parts, settings, prepare) as run:
         for _ in run.epochs():
             for _ in run.batches([torch.zeros(1, 4)] * 3):
                 run.end_batch(torch.tensor(d_loss), torch.tensor(2.0))
