@@ -20,6 +20,7 @@ import linecache
 import math
 import mmap
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -99,7 +100,7 @@ INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb91
 
 # Classes of the individual typology angle, and where they begin (degrees); the lightest from 55 on.
 TYPOLOGY = {
-    "dark": -180,
+    "dark": -90,
     "brown": -30,
     "tan": 10,
     "intermediate": 28,
@@ -209,13 +210,13 @@ def _download(url: str, sha256: str) -> Path:
         return _make_once(archive, retrieve)
     except ValueError as error:
         raise ValueError(
-            f"What {url} sent is not the archive expected (its SHA-256 is wrong) and was deleted. "
-            "Run the cell again, or download the archive by hand and set data_dir to it."
+            f"What {url} sent is not the file expected (its SHA-256 is wrong) and was deleted. Run "
+            "the cell again. (An archive can be downloaded by hand: set data_dir to it.)"
         ) from error
     except requests.RequestException as error:
         raise OSError(
-            f"The download of {url} failed: {error}. Run the cell again, or set data_dir to a "
-            "folder of images of your own."
+            f"The download of {url} failed: {error}. Run the cell again. (In the place of the "
+            "archive, data_dir can be a folder of images of your own.)"
         ) from error
 
 
@@ -402,8 +403,8 @@ def find_images(
         folder: where the images lie.
         max_images: how many to take, drawn at random; all of them if ``None`` or too large.
         seed: of that draw.
-        part: "held-out" for about a tenth of the files, chosen by a hash of their names (for
-            two of a small set), "training" for the others, ``None`` for all.
+        part: "held-out" for about a tenth of these, chosen by a hash of their names (for two of a
+            small set), "training" for the others, ``None`` for all.
 
     Raises:
         FileNotFoundError: if there is no such folder, or no image in it.
@@ -420,19 +421,22 @@ def find_images(
             f"{folder} holds no images ({', '.join(IMG_EXTENSIONS)}): set data_dir to a folder "
             "that does."
         )
-    if part is not None:
-        if len(paths) < 4:
-            raise ValueError(f"{folder} holds {len(paths)} images: at least 4 are needed.")
-        # By the name alone, so that a face stays on its side in whatever folder it lies.
-        names = [path.name.encode(errors="surrogateescape") for path in paths]
-        hashes = np.array([int(hashlib.sha256(name).hexdigest()[:8], 16) / 2**32 for name in names])
-        held_out = hashes < max(0.1, np.partition(hashes, 2)[2])
-        paths = [
-            path for path, out in zip(paths, held_out, strict=True) if out == (part != "training")
-        ]
     if max_images is not None and max_images < len(paths):
         chosen = np.random.default_rng(seed).choice(len(paths), max_images, replace=False)
         paths = [paths[i] for i in sorted(chosen)]
+    if part is None:
+        return paths
+    if len(paths) < 4:
+        raise ValueError(f"{folder} holds {len(paths)} images: at least 4 are needed.")
+    # By the name alone, so that a face stays on its side in whatever folder it lies; by the place
+    # too where names repeat.
+    names = [path.name for path in paths]
+    if len(set(names)) < len(names):
+        names = [path.relative_to(folder).as_posix() for path in paths]
+    digests = [hashlib.sha256(name.encode(errors="surrogateescape")).digest() for name in names]
+    hashes = np.array([int.from_bytes(digest[:8]) / 2**64 for digest in digests])
+    held_out = hashes < max(0.1, np.partition(hashes, 2)[2])
+    paths = [path for path, out in zip(paths, held_out, strict=True) if out == (part != "training")]
     return paths
 
 
@@ -1368,8 +1372,9 @@ class TrainingRun:
             stepped after each batch.
             "G_average" among them is the network that ``generator.safetensors`` keeps, and the best
             epoch's file: that with the smallest sliced Wasserstein distance ("swd").
-        settings: numbers and texts that must not have changed for a run to go on; ``n_epochs`` may.
-            They are stored with the weights, so that the network can be built again.
+        settings: numbers and texts that must not have changed for a run to go on; ``n_epochs`` may,
+            if there are no schedules. They are stored with the weights, so that the network can be
+            built again.
         train: the function that trains; its code, that of what it uses and of the networks must not
             have changed either.
 
@@ -1402,7 +1407,8 @@ class TrainingRun:
         self._generator = parts["G_average"]
         self._schedules = [part for part in parts.values() if isinstance(part, LRScheduler)]
         networks = {type(part) for part in parts.values() if isinstance(part, nn.Module)}
-        self._settings = {n: value for n, value in settings.items() if n != "n_epochs"}
+        may_change = set() if self._schedules else {"n_epochs"}
+        self._settings = {n: value for n, value in settings.items() if n not in may_change}
         self._metadata = {name: str(value) for name, value in self._settings.items()}
         self._settings |= code_of(train, *networks)
         self._batches: list[tuple[int, int]] = []
@@ -1681,9 +1687,10 @@ class TrainingRun:
         if self._epoch < self.n_epochs:
             _say(f"Going on from {path}: {done} are done.")
         else:
+            more = "" if self._schedules else "; to go on, raise n_epochs"
             _say(
                 f"{path} holds this run already, {done}: nothing is left to train. To do it anew, "
-                "set resume = False; to go on, raise n_epochs."
+                f"set resume = False{more}."
             )
 
     def _read_checkpoint(self) -> tuple[Path, dict[str, Any], str] | None:
@@ -1693,14 +1700,15 @@ class TrainingRun:
             return None
         path = found[0]
         hint = "set resume = False (or another output_dir) for a new run"
+        data = path.read_bytes()
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
             return path, dict(state, settings=dict(state["settings"])), hint
-        except OSError:
-            raise
         except Exception as error:  # torch.load raises many kinds
             hint += f", or delete it to go on from {found[1].name}" if found[1:] else ""
             reason = (str(error).splitlines() or [""])[0]
+            if isinstance(error, pickle.UnpicklingError):  # torch's own advice is to load it anyway
+                reason = "it is cut off, or holds more than numbers"
             raise ValueError(
                 f"{path} is damaged, or is no checkpoint of this notebook ({reason}): {hint}."
             ) from None
@@ -1740,7 +1748,8 @@ def sliced_wasserstein(
     """Sliced Wasserstein distance between two sets of pictures, at each level of detail.
 
     Both sets are taken apart into a Laplacian pyramid, and each level into patches of 7x7 pixels,
-    at places drawn at random but always the same, scaled to mean 0 and variance 1 in each colour.
+    at places drawn at random but always the same. Each set's patches are scaled to mean 0 and
+    variance 1 in each colour, so that a tint or a contrast that all pictures share does not count.
     The distance is the mean, over random directions, of the Wasserstein distance between the two
     sets of patches projected on a direction. Karras et al., Progressive growing of GANs, 2018,
     https://arxiv.org/abs/1710.10196, section 5; they take 128 patches a picture and 512 directions.
@@ -1799,7 +1808,7 @@ def _laplacian_pyramid(images: np.ndarray) -> list[Tensor]:
 
 
 def _patches_at(pictures: Tensor, top: Tensor, left: Tensor) -> Tensor:
-    """Cut patches of 7x7 out of pictures (n, 3, H, W), scaled by colour: (n * n_patches, 147)."""
+    """Cut patches of 7x7 out of pictures (n, 3, H, W), all scaled alike: (n * n_patches, 147)."""
     cut = pictures.unfold(2, 7, 1).unfold(3, 7, 1)  # (n, 3, H - 6, W - 6, 7, 7), a view
     patches = cut[torch.arange(len(pictures))[:, None], :, top, left].flatten(0, 1)
     deviation, mean = torch.std_mean(patches, dim=(0, 2, 3), keepdim=True)
@@ -1835,51 +1844,66 @@ def diversity(images: np.ndarray) -> float:
 def typology_angles(images: np.ndarray) -> np.ndarray:
     """Individual typology angle of the middle of each face: how light it is, and how yellow.
 
-    arctan((L* - 50) / b*) of the median colour of the patch from cheek to cheek, below the eyes, in
-    CIELAB under D65 (Chardon et al., Skin colour typology and suntanning pathways, 1991). Measured
-    on skin under a fixed light it sorts skin by its colour (see ``TYPOLOGY``); in a photograph, the
-    light, the exposure and make-up count as much.
+    arctan((L* - 50) / b*) of the median colour of a patch across the nose and the cheeks beside it,
+    in CIELAB under D65 (Chardon et al., Skin colour typology and suntanning pathways, 1991).
+    Measured on skin under a fixed light it sorts skin by its colour (see ``TYPOLOGY``); in a
+    photograph, the light, the exposure and make-up count as much.
 
     Args:
         images: uint8 array (n, H, W, 3) in sRGB, cropped to the face as CelebA is.
 
     Returns:
-        Degrees (n,), larger is lighter.
+        Degrees (n,), larger is lighter; NaN where the patch is not yellow at all (b* below 1), as
+        in a black-and-white photograph: there the angle means nothing.
     """
     height, width = images.shape[1:3]
     rows = slice(round(0.56 * height), round(0.72 * height))
     columns = slice(round(0.34 * width), round(0.66 * width))
-    rgb = np.median(images[:, rows, columns], axis=(1, 2)) / 255  # (n, 3)
+    colors = []
+    for start in range(0, len(images), 4096):  # a block at a time: memory stays small
+        colors.append(np.median(images[start : start + 4096, rows, columns], axis=(1, 2)))
+        release_memory(images)
+    rgb = np.concatenate(colors) / 255  # (n, 3)
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     xyz = linear @ _SRGB_TO_XYZ.T / _SRGB_TO_XYZ.sum(axis=1)  # each relative to white
     f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
     lightness, b = 116 * f[:, 1] - 16, 200 * (f[:, 1] - f[:, 2])
-    return np.degrees(np.arctan2(lightness - 50, b))
+    return np.degrees(np.arctan2(lightness - 50, np.where(b >= 1, b, np.nan)))
 
 
 def typology_shares(images: np.ndarray) -> dict[str, float]:
-    """The share of each class of ``TYPOLOGY`` in faces, uint8 (n, H, W, 3); from dark to light."""
+    """The share of each class of ``TYPOLOGY`` in faces, uint8 (n, H, W, 3); from dark to light.
+
+    Faces without an angle do not count.
+    """
     classes = _typology_classes(images)
-    shares = np.bincount(classes, minlength=len(TYPOLOGY)) / len(images)
-    return dict(zip(TYPOLOGY, shares.tolist(), strict=True))
+    counts = np.bincount(classes[classes >= 0], minlength=len(TYPOLOGY))
+    return dict(zip(TYPOLOGY, (counts / max(1, counts.sum())).tolist(), strict=True))
 
 
 def _typology_classes(images: np.ndarray) -> np.ndarray:
-    return np.digitize(typology_angles(images), list(TYPOLOGY.values())[1:])
+    """The class of each picture (n,), from 0 for dark; -1 for those without an angle."""
+    angles = typology_angles(images)
+    return np.where(np.isnan(angles), -1, np.digitize(angles, list(TYPOLOGY.values())[1:]))
 
 
 def balancing_weights(images: np.ndarray) -> np.ndarray:
     """How often to draw each picture so that all typology classes are drawn equally often.
 
+    Pictures without an angle are drawn as often as if there were no weights.
+
     Args:
         images: uint8 array (n, H, W, 3) of faces.
 
     Returns:
-        A weight for each picture (n,), with sum 1; classes without a picture do not count.
+        A weight for each picture (n,), with mean 1; classes without a picture do not count.
     """
     classes = _typology_classes(images)
-    counts = np.bincount(classes)
-    return 1 / counts[classes] / np.count_nonzero(counts)
+    has_class = classes >= 0
+    counts = np.bincount(classes[has_class])
+    weights = np.ones(len(images))
+    weights[has_class] = has_class.sum() / counts[classes[has_class]] / np.count_nonzero(counts)
+    return weights
 
 
 def inception_distances(
@@ -1942,15 +1966,19 @@ class Judge:
     """
 
     def __init__(self, training: np.ndarray, held_out: np.ndarray) -> None:
+        if len(held_out) < 2:
+            raise ValueError(f"{len(held_out)} images are held out: at least 2 are needed.")
         random = np.random.default_rng(0)
         self.size = min(1000, len(training), len(held_out))
         self._training = training
-        self._held_out = held_out[random.permutation(len(held_out))]
+        self._held_out = held_out[random.permutation(len(held_out))[: 5 * self.size]]
         chosen = random.permutation(len(training))[: 5 * self.size]
         self.floor = self._measure(training[chosen], chosen)
 
     def __call__(self, faces: Tensor) -> dict[str, float]:
         """Measure pictures of a generator, float (n, 3, H, W) in [-1, 1].
+
+        Those of another size than the real ones are resized first.
 
         Returns:
             "swd": the mean of the sliced Wasserstein distances from held-out pictures over the
@@ -1958,14 +1986,18 @@ class Judge:
             distance from a picture to its nearest training picture, in grey levels. If ``n`` is
             several times ``size``, each is the mean over sets of that size, up to five.
         """
-        return self._measure(to_uint8(faces))
+        size = list(self._held_out.shape[1:3])
+        return self._measure(to_uint8(v2.functional.resize(faces, size, antialias=True)))
 
     def _measure(self, images: np.ndarray, own: np.ndarray | None = None) -> dict[str, float]:
         size = min(len(images), self.size)
         sets: list[dict[str, float]] = []
         for start in range(0, min(len(images), 5 * size) - size + 1, size):
             part = images[start : start + size]
-            others = np.roll(self._held_out, -start, axis=0)[:size]  # each time others, if possible
+            places = (start + np.arange(size)) % len(
+                self._held_out
+            )  # others each time, if possible
+            others = self._held_out[places]
             distances = sliced_wasserstein(part, others)
             measures = {"swd": sum(distances.values()) / len(distances)}
             measures |= {f"swd_{side}": distance for side, distance in distances.items()}

@@ -8,8 +8,9 @@ two seeds. The last weights, not the best epoch's, are then measured on five set
 faces, against held-out ones, with the notebook's own measures at 32x32 pixels; faces of 64x64 are
 made smaller first.
 
-Each result is appended to the CSV as soon as it is there, and one that is there already is not made
-again: stop the program at any time and start it again. ``--quick`` runs two rows at a small size.
+Each result is appended to the CSV as soon as it is there, and one that is there already (with the
+same settings and images) is not made again: stop the program at any time and start it again. The
+column "seconds" is the time of the whole notebook. ``--quick`` runs two rows at a small size.
 
 The table in assets/ablations.csv is from two cores of an Intel Xeon (Sapphire Rapids), on 18,000
 faces. Its budget is reduced to what fits there: see its columns.
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import itertools
 import json
 import os
@@ -27,7 +29,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +67,7 @@ IDEAS: dict[str, dict[str, Any]] = {
     "batches twice as large": {"batch_size": 2},
     "64x64 pixels": {"image_size": 64},
     "balanced by lightness": {"balanced": True},
-    "best recipe": {"preset": "full"},
+    "best recipe": {},  # what the notebook's preset "full" changes: see settings_of
 }
 SIZES = ("d_conv_dim", "g_conv_dim", "batch_size")  # which IDEAS has as multiples
 
@@ -111,7 +113,12 @@ def settings_of(idea: str, seed: int, options: argparse.Namespace) -> dict[str, 
     settings |= {"d_conv_dim": conv_dim, "g_conv_dim": conv_dim, "batch_size": batch_size}
     if options.max_images is not None:
         settings["max_images"] = options.max_images
-    for name, value in IDEAS[idea].items():
+    change = IDEAS[idea]
+    if idea == "best recipe":
+        presets = helpers.load_definitions().presets
+        recipe = presets["full"].items() - presets["reference"].items()
+        change = {n: v for n, v in presets["full"].items() if (n, v) in recipe}
+    for name, value in change.items():
         settings[name] = int(settings[name] * value) if name in SIZES else value
     return settings
 
@@ -139,12 +146,14 @@ def run_notebook(settings: dict[str, Any], folder: Path, data_dir: Path, threads
 class Measures:
     """Measures runs at 32x32 pixels against one set of real faces."""
 
-    def __init__(self, data_dir: Path, max_images: int | None) -> None:
+    def __init__(self, data_dir: Path, max_images: int | None, seed: int) -> None:
         resize = v2.Compose([v2.Resize(32), v2.CenterCrop(32)])
         parts = {}
         for part in ("training", "held-out"):
-            paths = helpers.find_images(data_dir, max_images, 0, part)
+            paths = helpers.find_images(data_dir, max_images, seed, part)
             parts[part] = helpers.load_images(paths, resize, data_dir)
+        self.content = helpers.content_of(parts["training"])
+        self.n_images = len(parts["training"])
         self.judge = helpers.Judge(parts["training"], parts["held-out"])
         self.shares = np.array(list(helpers.typology_shares(parts["training"]).values()))
         real = list(helpers.typology_shares(parts["held-out"]).values())
@@ -152,11 +161,9 @@ class Measures:
 
     def __call__(self, weights: Path) -> dict[str, float]:
         faces = helpers.generate_faces(5 * self.judge.size, seed=0, weights=weights)
-        pictures = torch.from_numpy(faces).permute(0, 3, 1, 2)
-        pictures = v2.functional.resize(pictures, 32, antialias=True)  # (n, 3, 32, 32)
-        shares = helpers.typology_shares(pictures.permute(0, 2, 3, 1).numpy())
-        measured = self.judge(pictures / 127.5 - 1)
-        return {**measured, **self._lightness(np.array(list(shares.values())))}
+        measured = self.judge(torch.from_numpy(faces).permute(0, 3, 1, 2) / 127.5 - 1)
+        shares = list(helpers.typology_shares(faces).values())
+        return {**measured, **self._lightness(np.array(shares))}
 
     def _lightness(self, shares: np.ndarray) -> dict[str, float]:
         """The share of the three dark classes, and how far all classes are from the data's."""
@@ -213,44 +220,62 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run what is missing in the table, and draw it."""
+    """Run what is missing in the table, and draw it.
+
+    Raises:
+        RuntimeError: at the end, if runs failed.
+    """
     options = options_of(arguments)
     data_dir = helpers.get_data(options.data_dir).resolve()
-    measures = Measures(data_dir, options.max_images)
+    # A run with another seed has another subset, if it has one at all.
+    seeds = range(options.seeds if options.max_images is not None else 1)
+    measures = [Measures(data_dir, options.max_images, seed) for seed in seeds]
     threads = max(1, (os.cpu_count() or 1) // options.jobs)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    lock = threading.Lock()
     common = {"threads": threads, "hardware": hardware(device)}
-    done = {(row["idea"], row["settings"]) for row in read_rows(options.csv)}
+    lock = threading.Lock()
+    done = {(row["idea"], row["settings"], row["data"]) for row in read_rows(options.csv)}
 
-    def add(idea: str, settings: dict[str, Any], figures: dict[str, Any]) -> None:
+    def add(idea: str, settings: str, data: str, figures: dict[str, Any]) -> None:
         figures = {n: f"{v:.4g}" if isinstance(v, float) else v for n, v in figures.items()}
-        row = {"idea": idea, "settings": json.dumps(settings), **figures, **common}
         with lock:
+            row = {"idea": idea, "settings": settings, "data": data, **figures, **common}
             add_row(options.csv, row)
         print(", ".join(f"{name} {row[name]}" for name in ("idea", *figures)), flush=True)
 
-    if not any(idea == "real faces" for idea, _ in done):
-        figures = {"seed": "", "updates": "", "images": "", "seconds": "", **measures.real}
-        add("real faces", {}, figures)
-
-    def run(seed_and_idea: tuple[int, str]) -> None:
-        seed, idea = seed_and_idea
-        settings = settings_of(idea, seed, options)
-        if (idea, json.dumps(settings)) in done:
+    def run(seed: int, idea: str) -> None:
+        chosen = settings_of(idea, seed, options)
+        measure = measures[seed % len(measures)]
+        key = (idea, json.dumps(chosen), measure.content)
+        if key in done:
             return
-        folder = options.work_dir / re.sub(r"\W+", "-", f"{idea} {seed}")
-        seconds = run_notebook(settings, folder, data_dir, threads)
+        digest = hashlib.sha256("".join(key).encode()).hexdigest()[:8]
+        folder = options.work_dir / f"{re.sub(r'[^0-9a-zA-Z]+', '-', idea)}-{digest}"
+        seconds = run_notebook(chosen, folder, data_dir, threads)
         updates = len((folder / "faces" / "losses.csv").read_text().splitlines()) - 1
-        measured = measures(folder / "faces" / "generator.safetensors")
-        images = updates * settings["batch_size"]
-        figures = {"seed": seed, "updates": updates, "images": images, "seconds": seconds}
-        add(idea, settings, {**figures, **measured})
+        measured = measure(folder / "faces" / "generator.safetensors")
+        figures = {"seed": seed, "updates": updates, "images": measure.n_images * options.epochs}
+        add(*key, {**figures, "seconds": seconds, **measured})
 
-    with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(run, itertools.product(range(options.seeds), options.ideas)))
-    draw(read_rows(options.csv), options.figure)
+    if not any(key[0] == "real faces" and key[2] == measures[0].content for key in done):
+        figures = {"seed": "", "updates": "", "images": "", "seconds": ""}
+        add("real faces", "", measures[0].content, {**figures, **measures[0].real})
+    pool = ThreadPoolExecutor(options.jobs)
+    todo = itertools.product(range(options.seeds), options.ideas)
+    futures = [pool.submit(run, seed, idea) for seed, idea in todo]
+    n_failed = 0
+    try:
+        for future in as_completed(futures):
+            if future.exception() is not None:  # does not stop the others
+                n_failed += 1
+                print(f"A run failed: {future.exception()}", file=sys.stderr, flush=True)
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C: nothing more is started
+    rows = [row for row in read_rows(options.csv) if row["data"] == measures[0].content]
+    draw(rows, options.figure)
     print(f"The table is {options.csv}, the figure {options.figure}.")
+    if n_failed:
+        raise RuntimeError(f"{n_failed} of {len(futures)} runs failed: see above.")
 
 
 if __name__ == "__main__":

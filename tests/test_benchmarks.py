@@ -91,20 +91,24 @@ def test_each_idea_is_a_change_of_the_notebooks_settings(ablations):
         settings = ablations.settings_of(idea, 1, options)
         known = presets["reference"].keys() | {"preset", "seed", "image_size"}
         assert settings.keys() <= known, idea
-        if idea != "reference":
-            assert {n for n in settings if settings[n] != reference.get(n)} == change.keys()
-            assert presets["reference"] | settings != presets["reference"] | reference
+        if idea == "best recipe":
+            change = {n for n, v in presets["full"].items() if presets["reference"][n] != v}
+        changed = {n for n in settings if settings[n] != reference.get(n)}
+        assert changed == set(change)
+        assert bool(changed - {"image_size"}) == (idea not in ("reference", "64x64 pixels"))
+        assert all(presets["reference"][n] != settings[n] for n in changed - {"image_size"})
     twice = ablations.settings_of("batches twice as large", 0, options)
     assert twice["batch_size"] == 64 and isinstance(twice["batch_size"], int)
 
 
 def test_results_are_added_and_not_made_twice(ablations, image_dir, tmp_path, monkeypatch, capsys):
-    made = []
+    made, runs = [], []
 
     def run_notebook(settings, folder, data_dir, threads):
         """As if it had trained: the shipped weights, and the losses of 12 steps."""
         made.append(settings)
-        if settings["seed"] == 1 and len(made) == 4:
+        runs.append(folder)
+        if len(made) == 3:
             raise RuntimeError("a cell failed")
         (folder / "faces").mkdir(parents=True, exist_ok=True)
         shutil.copy(helpers.WEIGHTS, folder / "faces" / "generator.safetensors")
@@ -117,25 +121,30 @@ def test_results_are_added_and_not_made_twice(ablations, image_dir, tmp_path, mo
     arguments = ["--data-dir", str(image_dir), "--work-dir", str(tmp_path / "runs")]
     arguments += ["--csv", str(tmp_path / "table.csv"), "--figure", str(tmp_path / "figure.png")]
     arguments += ["--ideas", "reference", "flips"]
-    with pytest.raises(RuntimeError, match="a cell failed"):
+    with pytest.raises(RuntimeError, match="1 of 4 runs failed"):
         ablations.main(arguments)
+    assert "A run failed: a cell failed" in capsys.readouterr().err
     assert len(made) == 4 and len(ablations.read_rows(tmp_path / "table.csv")) == 4
     ablations.main(arguments)
-    assert len(made) == 5 and made[4] == made[3]  # the one that had failed
+    assert len(made) == 5 and made[4] == made[2]  # the one that had failed
     rows = ablations.read_rows(tmp_path / "table.csv")
     assert [row["idea"] for row in rows] == [
         "real faces",
         "reference",
         "flips",
-        "reference",
         "flips",
+        "reference",
     ]
-    assert {row["updates"] for row in rows[1:]} == {"12"} and rows[1]["images"] == "384"
+    assert {row["updates"] for row in rows[1:]} == {"12"} and rows[1]["images"] == "148"
     assert all(0 < float(row["swd"]) < 1000 and 0 < float(row["diversity"]) < 1 for row in rows)
     assert json.loads(rows[2]["settings"])["flips"] is True
     with Image.open(tmp_path / "figure.png") as figure:
         assert figure.width > 500
-    assert "reference, seed 0, updates 12" in capsys.readouterr().out
+    assert "reference, seed 1, updates 12" in capsys.readouterr().out
+    Image.new("RGB", (64, 64)).save(helpers.find_images(image_dir, part="training")[0])
+    ablations.main(arguments)
+    assert len(made) == 9  # of other images, everything is missing
+    assert len(set(runs)) == 8  # and each has a folder of its own
 
 
 def test_pictures_of_64_are_measured_at_32(ablations, image_dir, tmp_path):
@@ -143,7 +152,7 @@ def test_pictures_of_64_are_measured_at_32(ablations, image_dir, tmp_path):
     G = lesson.Generator(10, 4, 64)
     settings = {"z_size": "10", "g_conv_dim": "4", "image_size": "64", "residual": "False"}
     safetensors.torch.save_file(G.state_dict(), tmp_path / "g.safetensors", settings)
-    measured = ablations.Measures(image_dir, None)(tmp_path / "g.safetensors")
+    measured = ablations.Measures(image_dir, None, 0)(tmp_path / "g.safetensors")
     assert "swd_32" in measured and "swd_64" not in measured
 
 

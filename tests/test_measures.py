@@ -66,10 +66,17 @@ def test_sets_of_other_shapes_are_refused(real):
         helpers.sliced_wasserstein(real[:10], real[:9])
 
 
-def test_levels_add_up_to_the_pictures():
+def test_levels_are_what_a_blur_takes_away():
     images = blobs(3, 64, 64, seed=5)
     levels = helpers._laplacian_pyramid(images)
     assert [level.shape[-1] for level in levels] == [64, 32, 16]
+    # a wave as fine as can be is all in the finest level, a coarse one hardly
+    waves = [np.sin(np.arange(64) * 2 * np.pi / period + 1) * 100 + 128 for period in (2.5, 64)]
+    energy = []
+    for wave in waves:
+        picture = np.tile(wave.astype(np.uint8)[None, :, None, None], (1, 1, 64, 3))
+        energy.append(helpers._laplacian_pyramid(picture)[0].square().mean().sqrt().item())
+    assert energy[0] > 50 and energy[1] < 2
     flat = np.full((2, 64, 64, 3), 77, np.uint8)
     *details, rest = helpers._laplacian_pyramid(flat)
     assert all(detail.abs().max() < 1e-3 for detail in details)
@@ -81,7 +88,7 @@ def test_levels_add_up_to_the_pictures():
 
 def test_a_collapsed_generator_has_no_diversity(real):
     assert helpers.diversity(np.repeat(real[:1], 100, axis=0)) == pytest.approx(0, abs=1e-6)
-    few = real[np.arange(600) % 3]  # three faces for all latents
+    few = real[np.random.default_rng(0).integers(0, 3, 600)]  # three faces for all latents
     assert 0.2 < helpers.diversity(real[:600]) and helpers.diversity(few) < helpers.diversity(
         real[:600]
     )
@@ -101,6 +108,13 @@ def test_the_judge_tells_good_generators_from_bad_ones(real):
     assert copies["diversity"] == pytest.approx(judge.floor["diversity"], rel=0.05)
     assert collapsed["diversity"] < 0.01 < good["diversity"]
     assert good["swd"] == pytest.approx((good["swd_32"] + good["swd_16"]) / 2)
+
+
+def test_the_judge_resizes_pictures_of_another_size(real):
+    judge = helpers.Judge(real[:800], real[800:])
+    faces = to_faces(real[:100])
+    enlarged = faces.repeat_interleave(2, 2).repeat_interleave(2, 3)  # (n, 3, 64, 64)
+    assert judge(enlarged)["swd"] == pytest.approx(judge(faces)["swd"], rel=0.2)
 
 
 def test_the_judge_takes_the_mean_over_sets(real):
@@ -123,11 +137,12 @@ def test_typology_angles_are_those_of_known_colours():
     known = {
         (255, 0, 0): (53.24, 67.20),
         (0, 255, 0): (87.73, 83.18),
-        (0, 0, 255): (32.30, -107.86),
+        (255, 255, 0): (97.14, 94.48),
     }
     angles = helpers.typology_angles(plain_faces(*known))
     for angle, (lightness, b) in zip(angles, known.values(), strict=True):
         assert angle == pytest.approx(np.degrees(np.arctan2(lightness - 50, b)), abs=0.1)
+    assert np.isnan(helpers.typology_angles(plain_faces((0, 0, 255), (118, 118, 118)))).all()
     # skin colours from light to dark
     light, tan, dark = plain_faces((241, 194, 170), (198, 134, 90), (70, 45, 35))[:, None]
     angles = [helpers.typology_angles(face)[0] for face in (light, tan, dark)]
@@ -144,11 +159,11 @@ def test_only_the_middle_of_the_face_counts():
 
 def test_shares_and_weights_by_lightness():
     light, dark = (241, 194, 170), (70, 45, 35)
-    faces = plain_faces(light, light, light, dark)
-    shares = helpers.typology_shares(faces)
+    faces = plain_faces(light, light, light, dark, (118, 118, 118))
+    shares = helpers.typology_shares(faces)  # the grey one has none
     assert list(shares) == ["dark", "brown", "tan", "intermediate", "light", "very light"]
     assert shares["dark"] == 0.25 and sum(shares.values()) == 1
-    assert helpers.balancing_weights(faces) == pytest.approx([1 / 6, 1 / 6, 1 / 6, 1 / 2])
+    assert helpers.balancing_weights(faces) == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2, 1])
 
 
 # ------------------------------------------------------------------------------ Inception
@@ -214,6 +229,17 @@ def test_the_held_out_tenth_is_fixed_by_the_names(tmp_path):
     assert parts["a", "held-out"] == parts["b", "held-out"] & parts["a", None]
 
 
+def test_files_of_one_name_are_held_out_by_their_place(tmp_path):
+    for i in range(50):
+        (tmp_path / str(i)).mkdir()
+        (tmp_path / str(i) / "face.jpg").touch()
+    held_out = helpers.find_images(tmp_path, part="held-out")
+    training = helpers.find_images(tmp_path, part="training")
+    assert 2 <= len(held_out) <= 12 and len(held_out) + len(training) == 50
+    subset = helpers.find_images(tmp_path, 20, seed=1, part="held-out")
+    assert len(subset) + len(helpers.find_images(tmp_path, 20, seed=1, part="training")) == 20
+
+
 def test_of_few_images_two_are_held_out(image_dir, tmp_path):
     few = tmp_path / "few"
     few.mkdir()
@@ -253,6 +279,8 @@ def test_augmentation_changes_pictures_and_passes_gradients(lesson):
     assert y.shape == x.shape and (y != x).any(dim=(1, 2, 3)).all()
     zeros = (y == 0).all(dim=1).float().mean(dim=(1, 2))  # blotted out, or moved in
     assert 0.06 < zeros.min() and zeros.max() < 0.6
+    middle = lesson.augment(torch.ones(400, 3, 32, 32))[:, 0, 14:18, 14:18]  # never moved in
+    assert 0.2 < (middle == 0).float().mean() < 0.3  # 16 of 33 places in both directions
     y.square().sum().backward()
     assert (x.grad != 0).any(dim=(1, 2, 3)).all()
     lesson.augmented = False
@@ -269,7 +297,7 @@ def test_flips_mirror_about_half(lesson):
     assert lesson.mirror(x) is x
 
 
-def test_the_learning_rate_falls_to_zero(lesson):
+def test_the_learning_rate_falls_to_a_hundredth(lesson):
     lesson.celeba_train_loader = range(5)
     optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], 0.1)
     schedule = lesson.linear_decay(optimizer, n_epochs=2)
@@ -278,8 +306,8 @@ def test_the_learning_rate_falls_to_zero(lesson):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
-    assert rates == pytest.approx([0.1 - 0.01 * i for i in range(10)])
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0)
+    assert rates == pytest.approx([0.1 - 0.0099 * i for i in range(10)])
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.001)
 
 
 def test_the_networks_take_the_recipes_changes(lesson):
@@ -289,3 +317,17 @@ def test_the_networks_take_the_recipes_changes(lesson):
     assert D(x).shape == (3, 1) and not torch.equal(D(x), D(x))  # dropout
     assert sum(isinstance(m, nn.BatchNorm2d) for m in D.modules()) == 3  # of the shortcuts only
     assert sum(isinstance(m, lesson.Residual) for m in G.modules()) == 3
+    for _ in range(30):
+        D(x)
+    layers = [m for m in D.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    norms = [torch.linalg.matrix_norm(m.weight.flatten(1), 2).item() for m in layers]
+    assert len(norms) == 8 and norms == pytest.approx([1] * 8, rel=0.05)
+    plain = lesson.build_network(8, 4, 10)[0]
+    assert not any(hasattr(m, "parametrizations") for m in plain.modules())
+
+
+def test_the_residual_block_is_no_linear_map(lesson):
+    block = lesson.Residual(4).eval()
+    x = torch.randn(2, 4, 8, 8)
+    assert block(x).shape == x.shape
+    assert not torch.allclose(block(2 * x) - block(torch.zeros_like(x)), 2 * block(x), atol=1e-3)

@@ -188,10 +188,16 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 # -------------------------------------------------------------------------------- stop and go on
 
 
-@pytest.mark.parametrize("batch", [0, 2, 4, 5, 8])
-def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, capsys, batch):
-    whole = train(prepare(tmp_path / "whole", fast=True))
-    lesson = prepare(tmp_path / "run", fast=True)
+ALL_IDEAS = dict(lr_decay=True, flips=True, augmented=True, normal_latents=True, real_label=0.9)
+
+
+@pytest.mark.parametrize(
+    ("batch", "recipe"), [(0, {}), (2, {}), (4, {}), (5, {}), (8, {}), (7, ALL_IDEAS)]
+)
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, capsys, batch, recipe):
+    recipe = recipe | dict(fast=True)
+    whole = train(prepare(tmp_path / "whole", **recipe))
+    lesson = prepare(tmp_path / "run", **recipe)
     loader = SignalLoader(lesson.celeba_train_loader.dataset, 8, shuffle=True)
     loader.at = batch
     lesson.celeba_train_loader = loader
@@ -200,10 +206,22 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, capsys, batch):
     assert "Stopped in epoch" in capsys.readouterr().out
     assert len(np.load(tmp_path / "run" / "samples.npz")["samples"]) == batch // 5 + 1
     torch.manual_seed(1)
-    assert train(prepare(tmp_path / "run", fast=True)) == whole
+    assert train(prepare(tmp_path / "run", **recipe)) == whole
     assert "Going on from" in capsys.readouterr().out
     assert_same_run(tmp_path / "run", tmp_path / "whole")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_falling_learning_rate_goes_on_where_it_was(tmp_path):
+    rates = []
+    for n_epochs in (1, 2):
+        lesson = prepare(tmp_path, lr_decay=True)
+        lesson.linear_decay = lambda optimizer, n: torch.optim.lr_scheduler.LinearLR(
+            optimizer, 1.0, 0.0, 10
+        )
+        train(lesson, n_epochs)
+        rates.append(lesson.d_optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.0001, 0])
 
 
 def test_a_complete_run_is_not_trained_again_but_can_be_made_longer(tmp_path, capsys):
@@ -312,14 +330,14 @@ class Evil:
         return os.system, ("touch evil",)
 
 
-@pytest.mark.parametrize("fault", ["cut", "text", "empty", "evil", "other"])
+@pytest.mark.parametrize("fault", [1, 5000, 0.5, -10, "text", "empty", "evil", "other"])
 def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, monkeypatch, fault):
     monkeypatch.chdir(tmp_path)
     train(prepare(tmp_path / "run"), 2)
     path = tmp_path / "run" / "checkpoint.pt"
     content = path.read_bytes()
-    if fault == "cut":
-        path.write_bytes(content[: len(content) // 2])
+    if isinstance(fault, (int, float)):  # cut off
+        path.write_bytes(content[: len(content) // 2 if fault == 0.5 else fault])
     elif fault == "text":
         path.write_text("<html>")
     elif fault == "empty":
@@ -332,10 +350,11 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, monkeypatch, fault)
         torch.save(state, path)
     damaged = path.read_bytes()
     message = "does not fit" if fault == "other" else "is damaged.*delete it to go on"
-    with pytest.raises(ValueError, match=rf"checkpoint\.pt {message}"):
+    with pytest.raises(ValueError, match=rf"checkpoint\.pt {message}") as caught:
         train(prepare(tmp_path / "run"), 3)
+    assert "weights_only" not in str(caught.value)  # torch's advice to load it without care
     assert path.read_bytes() == damaged and not (tmp_path / "evil").exists()
-    if fault != "other":
+    if fault == 0.5:
         path.unlink()  # what the message says
         train(prepare(tmp_path / "run"), 3)
         train(prepare(tmp_path / "whole"), 3)
