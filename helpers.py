@@ -661,7 +661,7 @@ def nearest_images(
         The nearest images' indices (n,) and their distances (n,), in grey levels from 0 to 255;
         infinite where there is no image that counts.
     """
-    flat = torch.from_numpy(samples).flatten(1).float()
+    flat = torch.from_numpy(np.array(samples)).flatten(1).float()
     rows = torch.arange(len(flat))
     smallest = torch.full((len(flat),), math.inf)
     nearest = torch.zeros(len(flat), dtype=torch.int64)
@@ -1790,7 +1790,7 @@ def sliced_wasserstein(
 
 def _laplacian_pyramid(images: np.ndarray) -> list[Tensor]:
     """Take pictures apart by detail; the last level, of 16x16 pixels or less, is what remains."""
-    x = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+    x = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float()
     row = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
     kernel = row.outer(row).expand(3, 1, 5, 5)
 
@@ -1826,7 +1826,7 @@ def diversity(images: np.ndarray) -> float:
     Args:
         images: uint8 array (n, H, W, 3) in random order, n >= 2, H and W at least 32.
     """
-    pictures = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+    pictures = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float()
     half = len(pictures) // 2
     weights = torch.tensor([0.0448, 0.2856, 0.3001])  # the first three of five in the paper
     similarity = multiscale_structural_similarity_index_measure(

@@ -51,6 +51,8 @@ def test_a_run_is_saved_without_photographs(executed, tmp_path):
                 values = [
                     [o[kind] for o in outputs if kind in o] for outputs in (new.outputs, kept)
                 ]
+                pictures = [[d.pop("image/png", "") for d in v if kind == "data"] for v in values]
+                assert list(map(pixels, pictures[0])) == list(map(pixels, pictures[1]))
                 assert values[0] == values[1] or "".join(values[0]) == "".join(values[1])
             assert new.execution_count == old.execution_count
     run = subprocess.run([sys.executable, script, executed / "executed.ipynb", saved])
@@ -135,6 +137,11 @@ def is_marked(png: str) -> bool:
         red, green, blue = np.asarray(picture.convert("RGB"), dtype=int).transpose(2, 0, 1)
     magenta = (red > 200) & (green < 60) & (blue > 200)
     return bool(magenta.mean() > 0.005)
+
+
+def pixels(png: str) -> bytes:
+    """The colours of a picture (base64), or of none."""
+    return Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB").tobytes() if png else b""
 
 
 @pytest.fixture(scope="module")
