@@ -818,6 +818,9 @@ def load_definitions(notebook: str | Path = NOTEBOOK) -> types.ModuleType:
                 linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
                 with torch.random.fork_rng(devices=[]):  # a constant may be random
                     define(statements, filename)
+                if isinstance(names.get("presets"), dict):  # settings that are left to the preset
+                    first = next(iter(names["presets"].values()), {})
+                    names.update((n, v) for n, v in first.items() if names.get(n, 0) is None)
     finally:
         sys.path.remove(str(path.parent))
     return module

@@ -36,16 +36,16 @@ def names(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("behaviour", "tries", "error", "message"),
     [
-        ("hangs up", 3, OSError, "download of {} failed.*Run the cell again.*set data_dir"),
-        ("breaks off", 3, OSError, "download of {} failed.*Run the cell again.*set data_dir"),
+        ("hangs up", 3, OSError, "download of {} failed.*Run the cell again.*data_dir can be"),
+        ("breaks off", 3, OSError, "download of {} failed.*Run the cell again.*data_dir can be"),
         ("is silent", 3, OSError, "download of {} failed.*timed out.*Run the cell again"),
         ("stalls", 3, OSError, "download of {} failed.*timed out.*Run the cell again"),
         ("500", 3, OSError, "download of {} failed.*500.*Run the cell again"),
         ("503", 3, OSError, "download of {} failed.*503.*Run the cell again"),
         ("404", 1, OSError, "download of {} failed.*404.*Run the cell again"),
-        ("page", 1, ValueError, "What {} sent is not the archive expected.*by hand"),
-        ("wrong bytes", 1, ValueError, "What {} sent is not the archive expected.*SHA-256"),
-        ("breaks off unnoticed", 1, ValueError, "What {} sent is not the archive expected"),
+        ("page", 1, ValueError, "What {} sent is not the file expected.*by hand"),
+        ("wrong bytes", 1, ValueError, "What {} sent is not the file expected.*SHA-256"),
+        ("breaks off unnoticed", 1, ValueError, "What {} sent is not the file expected"),
     ],
 )
 def test_a_failed_download_leaves_nothing(
