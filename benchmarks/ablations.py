@@ -55,7 +55,7 @@ IDEAS: dict[str, dict[str, Any]] = {
     "learning rates 0.0004, 0.0001": {"d_lr": 0.0004, "g_lr": 0.0001},
     "beta1 0": {"beta1": 0.0},
     "beta1 0.9": {"beta1": 0.9},
-    "learning rates fall to 0": {"lr_decay": True},
+    "learning rates fall to 1 %": {"lr_decay": True},
     "flips": {"flips": True},
     "differentiable augmentation": {"augmented": True},
     "spectral norm in D": {"spectral_norm": True},
