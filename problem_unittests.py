@@ -1597,7 +1597,10 @@ class _NotFound(LookupError):
 
 
 def _run_left_out(module: types.ModuleType, wanted: set[str]) -> None:
-    """Run, of the assignments left out, those that names depend on; never work or training."""
+    """Run, of the assignments left out, those that names depend on; never work or training.
+
+    Made-up pictures take the place of the data, which may be large, or not there yet.
+    """
     import helpers
 
     wanted, chosen = set(wanted), []
@@ -1613,6 +1616,10 @@ def _run_left_out(module: types.ModuleType, wanted: set[str]) -> None:
         stack.enter_context(_quiet())
         folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         stack.enter_context(_working_directory(stack.enter_context(folder)))
+        if hasattr(module, "data_dir"):
+            stack.callback(setattr, module, "data_dir", module.data_dir)
+            module.data_dir = f"{folder.name}/pictures/"
+            _write_pictures(Path(module.data_dir), 48)
         for code in reversed(chosen):
             exec(code, vars(module))
 
