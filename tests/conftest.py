@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -9,9 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import helpers
+
+# The tests have a process on each core: more threads would only be in each other's way.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 
 
 def blobs(n: int, height: int, width: int, seed: int) -> np.ndarray:

@@ -100,17 +100,18 @@ def in_child(work: Callable[[], None], after: float | None = None, number: int =
 
 
 def kill(folder: Path) -> None:
-    """Kill a run at 20 random moments, and let it end."""
-
-    def work() -> None:
-        train(prepare(folder), 30)
-
+    """Kill a run at 20 random moments, and let it end; beside it one that is not killed."""
     started = time.monotonic()
-    assert in_child(lambda: train(prepare(folder / "whole"), 30)) == 0
+    assert in_child(lambda: train(prepare(folder / "first"), 3)) == 0
     seconds = time.monotonic() - started
     chance = random.Random(0)
-    statuses = [in_child(work, chance.uniform(0, seconds / 4)) for _ in range(20)]
-    print(statuses.count(-signal.SIGKILL), "killed;", "the last one ended with", in_child(work))
+    for _ in range(20):
+        status = in_child(lambda: train(prepare(folder), 10_000), chance.uniform(0, seconds))
+        assert status == -signal.SIGKILL, status
+    n_epochs = torch.load(folder / "checkpoint.pt", weights_only=True)["epoch"]
+    print("killed 20 times, after", n_epochs, "epochs")
+    train(prepare(folder), n_epochs + 1)
+    train(prepare(folder / "whole"), n_epochs + 1)
 
 
 def terminate(folder: Path) -> None:

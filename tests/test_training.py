@@ -163,26 +163,17 @@ import numpy as np
 sys.path.insert(0, sys.argv[1])
 import helpers
 from torch.utils.data import DataLoader
-shape = int(sys.argv[2]), 32, 32, 3
-np.lib.format.open_memmap(sys.argv[3], "w+", np.uint8, shape).flush()
-data = helpers.ImageArray(np.load(sys.argv[3], mmap_mode="r"))
-n = sum(len(images) for images, _ in DataLoader(data, 128, True, collate_fn=data.collate))
-helpers.nearest_images(np.array(data.images[:2]), data.images)
-assert n == shape[0]
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+for n in (18_000, 180_000):  # 55 MB and 553 MB
+    np.lib.format.open_memmap(sys.argv[2], "w+", np.uint8, (n, 32, 32, 3)).flush()
+    data = helpers.ImageArray(np.load(sys.argv[2], mmap_mode="r"))
+    assert n == sum(len(x) for x, _ in DataLoader(data, 128, True, collate_fn=data.collate))
+    helpers.nearest_images(np.array(data.images[:2]), data.images)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
-    megabytes = [
-        float(
-            subprocess.run(
-                [sys.executable, "-c", code, helpers.HERE, str(n), tmp_path / f"{n}.npy"],
-                check=True,
-                capture_output=True,
-                text=True,
-            ).stdout
-        )
-        for n in (18_000, 180_000)  # 55 MB and 553 MB
-    ]
-    assert megabytes[1] - megabytes[0] < 300
+    command = [sys.executable, "-c", code, helpers.HERE, tmp_path / "images.npy"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    small, large = map(float, done.stdout.split())
+    assert large - small < 300
 
 
 # -------------------------------------------------------------------------------- stop and go on
@@ -224,6 +215,12 @@ def test_a_falling_learning_rate_goes_on_where_it_was(tmp_path):
     assert rates == pytest.approx([0.0001, 0])
 
 
+def test_a_run_whose_learning_rate_falls_is_not_made_longer(tmp_path):
+    train(prepare(tmp_path, lr_decay=True, settings={"n_epochs": 1}), 1)
+    with pytest.raises(ValueError, match="n_epochs: 1 there, 2 now"):
+        train(prepare(tmp_path, lr_decay=True, settings={"n_epochs": 2}), 2)
+
+
 def test_a_complete_run_is_not_trained_again_but_can_be_made_longer(tmp_path, capsys):
     losses = train(prepare(tmp_path / "run"), 2)
     before = (tmp_path / "run" / "checkpoint.pt").stat().st_mtime_ns
@@ -246,9 +243,7 @@ def run_script(what: str, folder: Path) -> str:
 
 def test_a_run_killed_at_20_moments_ends_as_one_that_was_not(tmp_path):
     output = run_script("kill", tmp_path)
-    n_killed = int(output.split(" killed;")[0].split()[-1])
-    assert n_killed >= 10 and output.strip().endswith("the last one ended with 0")
-    assert "Going on from" in output
+    assert "killed 20 times" in output and "Going on from" in output
     assert_same_run(tmp_path, tmp_path / "whole")
 
 
@@ -402,10 +397,11 @@ def test_a_weight_that_is_not_finite_is_never_saved(tmp_path):
     [
         (0.3, 1.0, 0.5, ""),
         (0.01, 1.0, 0.5, "the discriminator has won"),
-        (0.35, 0.9, 0.5, "the discriminator has won"),
+        (0.05, 1.0, 0.5, ""),
+        (0.33, 0.9, 0.5, "the discriminator has won"),
         (0.3, 1.0, 0.01, "the samples have collapsed"),
         (0.1, None, 0.5, ""),
-        (0.01, None, 0.5, "the discriminator has won"),
+        (0.001, None, 0.5, "the discriminator has won"),
     ],
 )
 def test_a_training_that_fails_is_reported(tmp_path, capsys, d_loss, real_label, spread, expected):
