@@ -421,6 +421,7 @@ def find_images(
             f"{folder} holds no images ({', '.join(IMG_EXTENSIONS)}): set data_dir to a folder "
             "that does."
         )
+    names_repeat = len({path.name for path in paths}) < len(paths)
     if max_images is not None and max_images < len(paths):
         chosen = np.random.default_rng(seed).choice(len(paths), max_images, replace=False)
         paths = [paths[i] for i in sorted(chosen)]
@@ -430,14 +431,11 @@ def find_images(
         raise ValueError(f"{folder} holds {len(paths)} images: at least 4 are needed.")
     # By the name alone, so that a face stays on its side in whatever folder it lies; by the place
     # too where names repeat.
-    names = [path.name for path in paths]
-    if len(set(names)) < len(names):
-        names = [path.relative_to(folder).as_posix() for path in paths]
+    names = [p.relative_to(folder).as_posix() if names_repeat else p.name for p in paths]
     digests = [hashlib.sha256(name.encode(errors="surrogateescape")).digest() for name in names]
     hashes = np.array([int.from_bytes(digest[:8]) / 2**64 for digest in digests])
     held_out = hashes < max(0.1, np.partition(hashes, 2)[2])
-    paths = [path for path, out in zip(paths, held_out, strict=True) if out == (part != "training")]
-    return paths
+    return [path for path, out in zip(paths, held_out, strict=True) if out == (part == "held-out")]
 
 
 def load_images(
@@ -818,8 +816,9 @@ def load_definitions(notebook: str | Path = NOTEBOOK) -> types.ModuleType:
                 linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
                 with torch.random.fork_rng(devices=[]):  # a constant may be random
                     define(statements, filename)
-                if isinstance(names.get("presets"), dict):  # settings that are left to the preset
-                    first = next(iter(names["presets"].values()), {})
+                presets = names.get("presets")  # settings that are left to the preset
+                if isinstance(presets, dict) and all(isinstance(p, dict) for p in presets.values()):
+                    first = next(iter(presets.values()), {})
                     names.update((n, v) for n, v in first.items() if names.get(n, 0) is None)
     finally:
         sys.path.remove(str(path.parent))
@@ -1222,7 +1221,7 @@ def check_settings(**settings: Any) -> None:
     """
     at_least_1 = ("a whole number, at least 1", lambda v: _is_whole(v) and v >= 1)
     fraction = ("at least 0 and below 1", lambda v: 0 <= v < 1)
-    learning_rate = ("above 0, such as 0.0002", lambda v: 0 < v < math.inf)
+    learning_rate = ("above 0 and at most 0.01, such as 0.0002", lambda v: 0 < v <= 0.01)
     switches = ["fast", "resume", "skip_broken", "lr_decay", "flips", "augmented", "balanced"]
     switches += ["spectral_norm", "residual", "least_squares", "normal_latents"]
     ranges: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -1237,8 +1236,8 @@ def check_settings(**settings: Any) -> None:
         "real_label": ("above 0.5 and at most 1", lambda v: 0.5 < v <= 1),
         "seed": ("a whole number from 0 to 2**63 - 1", lambda v: _is_whole(v) and 0 <= v < 2**63),
         "max_images": (
-            "a whole number, at least 2, or None",
-            lambda v: v is None or _is_whole(v) and v >= 2,
+            "a whole number, at least 4, or None",
+            lambda v: v is None or _is_whole(v) and v >= 4,
         ),
     }
     wrong = []
@@ -1246,6 +1245,8 @@ def check_settings(**settings: Any) -> None:
         meaning, is_right = ranges.get(name, at_least_1)
         if not (isinstance(value, (int, float, types.NoneType)) and is_right(value)):
             wrong.append(f"{name} is {value!r}: it must be {meaning}.")
+    if not wrong and settings.get("beta1", 0) > settings.get("beta2", 1):
+        wrong.append(f"beta1 is {settings['beta1']}: it must not be above beta2.")
     if wrong:
         raise ValueError("\n".join(wrong))
 
@@ -1607,12 +1608,12 @@ class TrainingRun:
 
     def _watch(self, pictures: np.ndarray) -> None:
         """Notice a discriminator that has won, and samples that have collapsed."""
-        # With D(x) = 0.95 for all real images and 0.05 for all generated ones d_loss is 0.1 above
-        # its minimum (which is 0 for real_label = 1); a run that went well ended 0.3 above it.
+        # With D(x) = 0.99 for all real images and 0.01 for all generated ones d_loss is 0.02 above
+        # its minimum (which is 0 for real_label = 1). A run that went well ended 0.07 above it.
         label = torch.tensor(float(self._settings.get("real_label", 1)))
         floor = torch.special.entr(label) + torch.special.entr(1 - label)
-        # Squared differences are 0.005 above it then, and 0.5 where D only guesses.
-        margin = 0.02 if self._settings.get("least_squares") else 0.1
+        # Squared differences are 0.5 where D only guesses, and 0.005 if it is off by 0.05.
+        margin = 0.005 if self._settings.get("least_squares") else 0.02
         floor = 0 if self._settings.get("least_squares") else float(floor)
         d_losses = [d for d, _ in self.losses[-self._batch :]]
         # Two faces, real or well drawn, differ by 60 to 80 grey levels (root mean square).
@@ -1835,7 +1836,7 @@ def diversity(images: np.ndarray) -> float:
     similarity = multiscale_structural_similarity_index_measure(
         pictures[:half],
         pictures[half : 2 * half],
-        sigma=0.8,  # with a window of
+        sigma=0.8,  # makes a window of 7 pixels, which fits into the smallest level
         kernel_size=7,
         betas=tuple((weights / weights.sum()).tolist()),
         data_range=255.0,
@@ -1928,12 +1929,15 @@ def inception_distances(
         "FID" and "KID", the mean over subsets of up to 1000 pictures.
 
     Raises:
-        OSError: if the weights are not there and cannot be downloaded.
+        OSError: if the weights are not there and cannot be downloaded whole.
     """
     if features is None:
         if not (CACHE / Path(INCEPTION_URL).name).is_file() and not _is_reachable(INCEPTION_URL):
             raise OSError(f"{INCEPTION_URL} cannot be reached.")
-        weights = _download(INCEPTION_URL, INCEPTION_SHA256)
+        try:
+            weights = _download(INCEPTION_URL, INCEPTION_SHA256)
+        except ValueError as error:
+            raise OSError(str(error)) from error
         features = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(weights))
         features.num_features = 2048
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -1997,10 +2001,8 @@ class Judge:
         sets: list[dict[str, float]] = []
         for start in range(0, min(len(images), 5 * size) - size + 1, size):
             part = images[start : start + size]
-            places = (start + np.arange(size)) % len(
-                self._held_out
-            )  # others each time, if possible
-            others = self._held_out[places]
+            places = np.arange(start, start + size) % len(self._held_out)
+            others = self._held_out[places]  # each set has others, as far as there are some
             distances = sliced_wasserstein(part, others)
             measures = {"swd": sum(distances.values()) / len(distances)}
             measures |= {f"swd_{side}": distance for side, distance in distances.items()}

@@ -133,11 +133,13 @@ def test_an_unknown_preset_is_named():
 def test_all_settings_out_of_range_are_named():
     right = {"image_size": 64, "d_lr": 2e-4, "beta1": 0.0, "max_images": None, "n_epochs": 1}
     helpers.check_settings(**right)
-    wrong = {"image_size": 48, "d_lr": 0, "beta1": 1, "max_images": 1, "n_epochs": 0.5}
+    wrong = {"image_size": 48, "d_lr": 0.02, "beta1": 1, "max_images": 3, "n_epochs": 0.5}
     wrong |= {"seed": "one", "z_size": True, "beta2": float("nan")}
     with pytest.raises(ValueError) as caught:
         helpers.check_settings(**wrong, batch_size=32)
     assert [line.split()[0] for line in str(caught.value).splitlines()] == list(wrong)
+    with pytest.raises(ValueError, match="beta1 is 0.99: it must not be above beta2"):
+        helpers.check_settings(**right | {"beta1": 0.99, "beta2": 0.9})
 
 
 def test_a_folder_with_results_is_not_written_to(tmp_path):
