@@ -9,17 +9,22 @@ faces, against held-out ones, with the notebook's own measures at 32x32 pixels; 
 made smaller first.
 
 Each result is appended to the CSV as soon as it is there, and one that is there already (with the
-same settings and images) is not made again: stop the program at any time and start it again. The
-column "seconds" is the time of the whole notebook. ``--quick`` runs two rows at a small size.
+same settings and images) is not made again: stop the program at any time and start it again. It
+does not notice a change of the code: delete the rows that one makes out of date. The column
+"seconds" is the time of the whole notebook, empty where it went on with a run that was stopped.
+``--quick`` runs two rows at a small size.
 
 The table in assets/ablations.csv is from two cores of an Intel Xeon (Sapphire Rapids), on 18,000
-faces. Its budget is reduced to what fits there: see its columns.
+faces. Its budget is reduced to what fits there: see its columns. Its runs of the full length came
+with ``--epochs 28 --conv-dim 64 --seeds 1 --ideas reference "best recipe"``; the figure shows those
+of the options given.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import hashlib
 import itertools
 import json
@@ -106,18 +111,21 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
+@functools.cache
+def presets() -> dict[str, dict[str, Any]]:
+    """The notebook's own."""
+    return helpers.load_definitions().presets
+
+
 def settings_of(idea: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """The notebook's settings for a run, without those of its place."""
-    conv_dim, batch_size = options.conv_dim, options.batch_size
-    settings = {"preset": "reference", "seed": seed, "n_epochs": options.epochs}
-    settings |= {"d_conv_dim": conv_dim, "g_conv_dim": conv_dim, "batch_size": batch_size}
-    if options.max_images is not None:
-        settings["max_images"] = options.max_images
+    reference, full = presets()["reference"], presets()["full"]
+    settings = {"preset": "reference", "seed": seed, **reference, "n_epochs": options.epochs}
+    settings |= dict.fromkeys(("d_conv_dim", "g_conv_dim"), options.conv_dim)
+    settings |= {"batch_size": options.batch_size, "max_images": options.max_images}
     change = IDEAS[idea]
     if idea == "best recipe":
-        presets = helpers.load_definitions().presets
-        recipe = presets["full"].items() - presets["reference"].items()
-        change = {n: v for n, v in presets["full"].items() if (n, v) in recipe}
+        change = {name: value for name, value in full.items() if value != reference[name]}
     for name, value in change.items():
         settings[name] = int(settings[name] * value) if name in SIZES else value
     return settings
@@ -155,20 +163,19 @@ class Measures:
         self.content = helpers.content_of(parts["training"])
         self.n_images = len(parts["training"])
         self.judge = helpers.Judge(parts["training"], parts["held-out"])
-        self.shares = np.array(list(helpers.typology_shares(parts["training"]).values()))
-        real = list(helpers.typology_shares(parts["held-out"]).values())
-        self.real = {**self.judge.floor, **self._lightness(np.array(real))}
+        self.shares = helpers.typology_shares(parts["training"])
+        self.real = {**self.judge.floor, **self._lightness(parts["held-out"])}
 
     def __call__(self, weights: Path) -> dict[str, float]:
         faces = helpers.generate_faces(5 * self.judge.size, seed=0, weights=weights)
         measured = self.judge(torch.from_numpy(faces).permute(0, 3, 1, 2) / 127.5 - 1)
-        shares = list(helpers.typology_shares(faces).values())
-        return {**measured, **self._lightness(np.array(shares))}
+        return {**measured, **self._lightness(faces)}
 
-    def _lightness(self, shares: np.ndarray) -> dict[str, float]:
+    def _lightness(self, faces: np.ndarray) -> dict[str, float]:
         """The share of the three dark classes, and how far all classes are from the data's."""
-        distance = np.abs(shares - self.shares).sum() / 2  # total variation, from 0 to 1
-        return {"ita_dark": shares[:3].sum(), "ita_distance": distance}
+        shares = helpers.typology_shares(faces)
+        distance = sum(abs(shares[kind] - self.shares[kind]) for kind in shares) / 2
+        return {"ita_dark": sum(list(shares.values())[:3]), "ita_distance": distance}
 
 
 def add_row(table: Path, row: dict[str, Any]) -> None:
@@ -188,6 +195,13 @@ def read_rows(table: Path) -> list[dict[str, str]]:
         return []
     with open(table, newline="") as file:
         return list(csv.DictReader(file))
+
+
+def is_of(row: dict[str, str], options: argparse.Namespace) -> bool:
+    """Whether a row is of real faces, or of a run of the size and length that the options say."""
+    if row["idea"] not in IDEAS:
+        return row["idea"] == "real faces"
+    return row["settings"] == json.dumps(settings_of(row["idea"], int(row["seed"]), options))
 
 
 def draw(rows: list[dict[str, str]], path: Path) -> None:
@@ -251,11 +265,12 @@ def main(arguments: list[str] | None = None) -> None:
             return
         digest = hashlib.sha256("".join(key).encode()).hexdigest()[:8]
         folder = options.work_dir / f"{re.sub(r'[^0-9a-zA-Z]+', '-', idea)}-{digest}"
+        is_whole = not (folder / "faces" / "checkpoint.pt").exists()
         seconds = run_notebook(chosen, folder, data_dir, threads)
         updates = len((folder / "faces" / "losses.csv").read_text().splitlines()) - 1
         measured = measure(folder / "faces" / "generator.safetensors")
         figures = {"seed": seed, "updates": updates, "images": measure.n_images * options.epochs}
-        add(*key, {**figures, "seconds": seconds, **measured})
+        add(*key, {**figures, "seconds": seconds if is_whole else "", **measured})
 
     if not any(key[0] == "real faces" and key[2] == measures[0].content for key in done):
         figures = {"seed": "", "updates": "", "images": "", "seconds": ""}
@@ -271,8 +286,9 @@ def main(arguments: list[str] | None = None) -> None:
                 print(f"A run failed: {future.exception()}", file=sys.stderr, flush=True)
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C: nothing more is started
-    rows = [row for row in read_rows(options.csv) if row["data"] == measures[0].content]
-    draw(rows, options.figure)
+    contents = {measure.content for measure in measures}
+    rows = [row for row in read_rows(options.csv) if row["data"] in contents]
+    draw([row for row in rows if is_of(row, options)], options.figure)
     print(f"The table is {options.csv}, the figure {options.figure}.")
     if n_failed:
         raise RuntimeError(f"{n_failed} of {len(futures)} runs failed: see above.")

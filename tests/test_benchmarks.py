@@ -3,8 +3,6 @@
 import importlib
 import json
 import shutil
-import subprocess
-import sys
 import types
 
 import pytest
@@ -14,24 +12,28 @@ from PIL import Image
 
 import helpers
 
-SCRIPT = helpers.HERE / "benchmarks" / "throughput.py"
+
+@pytest.fixture(autouse=True)
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder from which Python imports, as when one of its scripts runs."""
+    monkeypatch.syspath_prepend(helpers.HERE / "benchmarks")
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, SCRIPT, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+@pytest.fixture
+def throughput() -> types.ModuleType:
+    return importlib.import_module("throughput")
 
 
-def test_both_loops_are_measured(tmp_path):
+def test_both_loops_are_measured(throughput, tmp_path, capsys):
     target = tmp_path / "speed.json"
-    options = ["--device", "cpu", "--images", 20, "--batch-size", 8, "--rounds", 1]
-    done = run(*options, "--precision", "float32", "--json", target)
-    assert done.returncode == 0, done.stderr[-2000:]
+    options = ["--device", "cpu", "--images", "20", "--batch-size", "8", "--rounds", "1"]
+    throughput.main([*options, "--precision", "float32", "--json", str(target)])
+    printed = capsys.readouterr().out
     figures = json.loads(target.read_text())
     for name in ("reference", "notebook"):
         speed = figures[name]
         assert speed["images_per_s"] == pytest.approx(20 / (3 * speed["ms_per_step"] / 1000))
-        assert 0 < speed["share_of_peak"] < 1 and name in done.stdout
+        assert 0 < speed["share_of_peak"] < 1 and name in printed
         rate = speed["gflop_per_step"] / 8 * speed["images_per_s"] / 1000
         assert speed["tflops"] == pytest.approx(rate)
     ratio = figures["notebook"]["images_per_s"] / figures["reference"]["images_per_s"]
@@ -56,29 +58,31 @@ def test_both_loops_are_measured(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--images", 100], "at least two batches"),
-        (["--rounds", 0], "--rounds must be at least 1"),
-        (["--data-dir", "{}", "--images", 512], "holds 1 images"),
+        (["--images", "100"], "at least two batches"),
+        (["--rounds", "0"], "--rounds must be at least 1"),
+        (["--data-dir", ".", "--images", "512"], "holds 1 images"),
     ],
 )
-def test_wrong_options_are_named(tmp_path, arguments, message):
+def test_wrong_options_are_named(throughput, tmp_path, monkeypatch, capsys, arguments, message):
     Image.new("RGB", (64, 64)).save(tmp_path / "1.png")
-    done = run(*(str(a).format(tmp_path) for a in arguments))
-    assert done.returncode != 0 and message in done.stderr
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        throughput.main(arguments)
+    assert message in f"{ended.value} {capsys.readouterr().err}"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_device_that_is_not_there_is_named():
-    done = run("--device", "cuda")
-    assert done.returncode != 0 and "no CUDA device" in done.stderr
+def test_a_device_that_is_not_there_is_named(throughput, capsys):
+    with pytest.raises(SystemExit):
+        throughput.main(["--device", "cuda"])
+    assert "no CUDA device" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------- ablations
 
 
 @pytest.fixture
-def ablations(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    monkeypatch.syspath_prepend(SCRIPT.parent)
+def ablations() -> types.ModuleType:
     return importlib.import_module("ablations")
 
 
@@ -109,9 +113,10 @@ def test_results_are_added_and_not_made_twice(ablations, image_dir, tmp_path, mo
         """As if it had trained: the shipped weights, and the losses of 12 steps."""
         made.append(settings)
         runs.append(folder)
-        if len(made) == 3:
-            raise RuntimeError("a cell failed")
         (folder / "faces").mkdir(parents=True, exist_ok=True)
+        if len(made) == 3:
+            (folder / "faces" / "checkpoint.pt").touch()
+            raise RuntimeError("a cell failed")
         shutil.copy(helpers.WEIGHTS, folder / "faces" / "generator.safetensors")
         (folder / "faces" / "losses.csv").write_text(
             "epoch,batch,d_loss,g_loss\n" + "1,0,1,1\n" * 12
@@ -137,6 +142,7 @@ def test_results_are_added_and_not_made_twice(ablations, image_dir, tmp_path, mo
         "flips",
         "reference",
     ]
+    assert [row["seconds"] for row in rows[1:]] == ["1.5"] * 3 + [""]  # it had begun before
     assert {row["updates"] for row in rows[1:]} == {"12"} and rows[1]["images"] == str(4 * n)
     assert all(0 < float(row["swd"]) < 1000 and 0 < float(row["diversity"]) < 1 for row in rows)
     assert json.loads(rows[2]["settings"])["flips"] is True
@@ -147,6 +153,27 @@ def test_results_are_added_and_not_made_twice(ablations, image_dir, tmp_path, mo
     ablations.main(arguments)
     assert len(made) == 9  # of other images, everything is missing
     assert len(set(runs)) == 8  # and each has a folder of its own
+
+
+def test_runs_of_each_seeds_own_subset_are_drawn(ablations, image_dir, tmp_path, monkeypatch):
+    drawn = []
+
+    def run_notebook(settings, folder, data_dir, threads):
+        (folder / "faces").mkdir(parents=True)
+        shutil.copy(helpers.WEIGHTS, folder / "faces" / "generator.safetensors")
+        (folder / "faces" / "losses.csv").write_text("epoch,batch,d_loss,g_loss\n1,0,1,1\n")
+        return 1.0
+
+    monkeypatch.setattr(ablations, "run_notebook", run_notebook)
+    monkeypatch.setattr(ablations, "draw", lambda rows, path: drawn.append(rows))
+    arguments = ["--data-dir", str(image_dir), "--work-dir", str(tmp_path / "runs")]
+    arguments += ["--csv", str(tmp_path / "table.csv"), "--ideas", "flips", "--max-images", "30"]
+    ablations.main(arguments)
+    ablations.main([*arguments, "--epochs", "2"])  # of another length, so in a figure of their own
+    for n_epochs, (real, *runs) in zip((4, 2), drawn, strict=True):
+        assert real["idea"] == "real faces" and sorted(row["seed"] for row in runs) == ["0", "1"]
+        assert {json.loads(row["settings"])["n_epochs"] for row in runs} == {n_epochs}
+        assert len({row["data"] for row in runs}) == 2
 
 
 def test_pictures_of_64_are_measured_at_32(ablations, image_dir, tmp_path):
