@@ -23,7 +23,6 @@ import helpers
 NOTEBOOK = nbformat.read(helpers.NOTEBOOK, as_version=4)
 CODE = [cell for cell in NOTEBOOK.cells if cell.cell_type == "code"]
 OUTPUTS = [output for cell in CODE for output in cell.outputs]
-with_the_run = pytest.mark.xdist_group("executed")  # in one process, which runs it once
 TINY = dict(max_images=27, batch_size=8, d_conv_dim=8, g_conv_dim=8, n_epochs=2)
 
 
@@ -39,7 +38,6 @@ def test_no_photograph_is_committed():
     assert [cell.source for cell in CODE if is_photo(cell) and cell.outputs] == []
 
 
-@with_the_run
 def test_a_run_is_saved_without_photographs(executed, tmp_path):
     script = helpers.HERE / ".ci" / "save_notebook.py"
     saved = tmp_path / "saved.ipynb"
@@ -175,7 +173,6 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@with_the_run
 def test_cells_that_show_training_images_are_tagged(executed):
     shown = [0, 0]
     for cell in nbformat.read(executed / "executed.ipynb", as_version=4).cells:
@@ -186,7 +183,6 @@ def test_cells_that_show_training_images_are_tagged(executed):
     assert shown[True] >= 3 and shown[False] >= 5
 
 
-@with_the_run
 def test_a_run_writes_all_results(executed):
     out = executed / "out"
     assert sorted(p.name for p in out.glob("[!.]*")) == [
@@ -216,7 +212,6 @@ def test_a_run_writes_all_results(executed):
         assert picture.n_frames == 2
 
 
-@with_the_run
 def test_a_runs_weights_can_be_used(executed):
     weights = executed / "out" / "generator.safetensors"
     with safetensors.safe_open(weights, framework="np") as opened:
@@ -226,7 +221,6 @@ def test_a_runs_weights_can_be_used(executed):
     assert helpers.generate_faces(2, seed=0, weights=weights).shape == (2, 32, 32, 3)
 
 
-@with_the_run
 def test_a_run_says_what_it_does(executed):
     cells = nbformat.read(executed / "executed.ipynb", as_version=4).cells
     printed = "".join(o.get("text", "") for c in cells for o in c.get("outputs", []))
@@ -265,7 +259,6 @@ def run_script(executed: Path, name: str, *command: str) -> tuple[str, np.ndarra
     return run.stdout, losses[:, 2:]
 
 
-@with_the_run
 def test_the_exported_script_runs_in_one_process_and_in_two(executed):
     subprocess.run(
         [sys.executable, "-m", "jupyter", "nbconvert", "--to", "script", "executed.ipynb"],
