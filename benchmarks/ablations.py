@@ -223,6 +223,9 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
             if idea == "reference":
                 axis.axvspan(min(values), max(values), color="C3", alpha=0.15)
         axis.axvline(float(real[measure]), color="grey", linestyle=":")
+        if measure == "swd":  # the worst are many times as far away as the best
+            axis.set_xscale("log", base=2)
+            axis.xaxis.set_major_formatter("{x:g}")
         axis.set_title(title, fontsize=9)
         axis.grid(axis="y", alpha=0.3)
     axes[0].set_yticks(range(len(ideas)), ideas)
