@@ -258,7 +258,8 @@ def main(arguments: list[str] | None = None) -> None:
         with lock:
             row = {"idea": idea, "settings": settings, "data": data, **figures, **common}
             add_row(options.csv, row)
-        print(", ".join(f"{name} {row[name]}" for name in ("idea", *figures)), flush=True)
+        shown = [f"{name} {row[name]}" for name in ("idea", *figures) if row[name] != ""]
+        print(", ".join(shown), flush=True)
 
     def run(seed: int, idea: str) -> None:
         chosen = settings_of(idea, seed, options)

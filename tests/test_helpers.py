@@ -28,6 +28,11 @@ def test_the_same_seed_gives_the_same_faces():
     assert len(np.unique(faces, axis=0)) == 3
 
 
+def test_the_larger_faces_are_drawn_from_their_own_weights():
+    faces = helpers.generate_faces(2, 1, helpers.WEIGHTS.with_name("generator_64.safetensors"))
+    assert faces.shape == (2, 64, 64, 3) and faces.std(axis=(1, 2)).min() > 10
+
+
 def test_faces_are_drawn_from_any_working_directory(tmp_path):
     code = "import helpers; print(helpers.generate_faces(2, seed=0).shape)"
     environment = os.environ | {"PYTHONPATH": str(helpers.HERE)}
