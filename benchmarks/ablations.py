@@ -15,9 +15,17 @@ does not notice a change of the code: delete the rows that one makes out of date
 ``--quick`` runs two rows at a small size.
 
 The table in assets/ablations.csv is from two cores of an Intel Xeon (Sapphire Rapids), on 18,000
-faces. Its budget is reduced to what fits there: see its columns. Its runs of the full length came
-with ``--epochs 28 --conv-dim 64 --seeds 1 --ideas reference "best recipe"``; the figure shows those
-of the options given.
+faces. Its budget is reduced to what fits there: see its columns. More seeds of some ideas came with
+
+    --ideas reference --seeds 5
+    --ideas "moving average of G" "best recipe" --seeds 4
+
+and the two runs of the notebook's full length with
+
+    --ideas reference "best recipe" --seeds 1 --epochs 28 --conv-dim 64 --figure runs/full.png
+
+(The figure shows the runs of the length and size given only.) The long run of the best recipe is
+that whose outputs the notebook has: its folder was put in place, and only measured.
 """
 
 from __future__ import annotations

@@ -108,7 +108,9 @@ def kill(folder: Path) -> None:
     for _ in range(20):
         status = in_child(lambda: train(prepare(folder), 10_000), chance.uniform(0, seconds))
         assert status == -signal.SIGKILL, status
-    n_epochs = torch.load(folder / "checkpoint.pt", weights_only=True)["epoch"]
+    # Between its two steps the writing of a checkpoint has the one before only.
+    latest = next(path for name in helpers.CHECKPOINTS if (path := folder / name).is_file())
+    n_epochs = torch.load(latest, weights_only=True)["epoch"]
     print("killed 20 times, after", n_epochs, "epochs")
     train(prepare(folder), n_epochs + 1)
     train(prepare(folder / "whole"), n_epochs + 1)

@@ -3,6 +3,8 @@
 import importlib
 import json
 import shutil
+import subprocess
+import sys
 import types
 
 import pytest
@@ -76,6 +78,14 @@ def test_a_device_that_is_not_there_is_named(throughput, capsys):
     with pytest.raises(SystemExit):
         throughput.main(["--device", "cuda"])
     assert "no CUDA device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["throughput", "ablations"])
+def test_each_benchmark_runs_as_a_script(tmp_path, name):
+    script = helpers.HERE / "benchmarks" / f"{name}.py"
+    command = [sys.executable, script, "--batch-size", "0"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "--batch-size must be at least" in done.stderr
 
 
 # ------------------------------------------------------------------------------------- ablations

@@ -92,8 +92,9 @@ def test_what_the_readme_names_is_there():
         assert (helpers.HERE / link).exists(), link
     for name in re.findall(r"^\| `([\w./]+)` \|", readme.split("## Layout")[1], re.MULTILINE):
         assert (helpers.HERE / name).exists(), name
-    names = ("result.png", "training_loss.png", "progress.gif", "interpolation.png")
-    for name in (*names, "generator.safetensors", "generator_64.safetensors"):
+    names = ["result.png", "training_loss.png", "progress.gif", "interpolation.png", "measures.png"]
+    names += ["generator.safetensors", "generator_64.safetensors", "result_64.png"]
+    for name in (*names, "ablations.csv", "ablations.png"):
         assert (helpers.HERE / "assets" / name).stat().st_size > 10_000, name
 
 
