@@ -186,7 +186,7 @@ ALL_IDEAS = dict(lr_decay=True, flips=True, augmented=True, normal_latents=True,
     ("batch", "recipe"), [(0, {}), (2, {}), (4, {}), (5, {}), (8, {}), (7, ALL_IDEAS)]
 )
 def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, capsys, batch, recipe):
-    recipe = recipe | dict(fast=True)
+    recipe, handler = recipe | dict(fast=True), signal.getsignal(signal.SIGINT)
     whole = train(prepare(tmp_path / "whole", **recipe))
     lesson = prepare(tmp_path / "run", **recipe)
     loader = SignalLoader(lesson.celeba_train_loader.dataset, 8, shuffle=True)
@@ -200,7 +200,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, capsys, batch, recipe):
     assert train(prepare(tmp_path / "run", **recipe)) == whole
     assert "Going on from" in capsys.readouterr().out
     assert_same_run(tmp_path / "run", tmp_path / "whole")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_a_falling_learning_rate_goes_on_where_it_was(tmp_path):
