@@ -20,12 +20,12 @@ faces. Its budget is reduced to what fits there: see its columns. More seeds of 
     --ideas reference --seeds 5
     --ideas "moving average of G" "best recipe" --seeds 4
 
-and the two runs of the notebook's full length with
+and the runs of the notebook's full length with
 
-    --ideas reference "best recipe" --seeds 1 --epochs 28 --conv-dim 64 --figure runs/full.png
+    --ideas reference "best recipe" --epochs 28 --conv-dim 64 --figure runs/full.png
 
-(The figure shows the runs of the length and size given only.) The long run of the best recipe is
-that whose outputs the notebook has: its folder was put in place, and only measured.
+(The figure shows the runs of the length and size given only.) The long run of the best recipe with
+seed 0 is that whose outputs the notebook has: its folder was put in place, and only measured.
 """
 
 from __future__ import annotations
