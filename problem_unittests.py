@@ -1616,7 +1616,7 @@ def _run_left_out(module: types.ModuleType, wanted: set[str]) -> None:
         stack.enter_context(_quiet())
         folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         stack.enter_context(_working_directory(stack.enter_context(folder)))
-        if hasattr(module, "data_dir"):
+        if "data_dir" in wanted and hasattr(module, "data_dir"):
             stack.callback(setattr, module, "data_dir", module.data_dir)
             module.data_dir = f"{folder.name}/pictures/"
             _write_pictures(Path(module.data_dir), 48)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -96,6 +97,14 @@ def ablations() -> types.ModuleType:
     return importlib.import_module("ablations")
 
 
+def leave_results(folder: Path, n_steps: int) -> None:
+    """As if a run had trained there: the shipped weights, and the losses of its steps."""
+    (folder / "faces").mkdir(parents=True, exist_ok=True)
+    shutil.copy(helpers.WEIGHTS, folder / "faces" / "generator.safetensors")
+    lines = "epoch,batch,d_loss,g_loss\n" + "1,0,1,1\n" * n_steps
+    (folder / "faces" / "losses.csv").write_text(lines)
+
+
 def test_each_idea_is_a_change_of_the_notebooks_settings(ablations):
     presets = helpers.load_definitions().presets
     options = ablations.options_of([])
@@ -120,17 +129,13 @@ def test_results_are_added_and_not_made_twice(ablations, image_dir, tmp_path, mo
     made, runs = [], []
 
     def run_notebook(settings, folder, data_dir, threads):
-        """As if it had trained: the shipped weights, and the losses of 12 steps."""
         made.append(settings)
         runs.append(folder)
-        (folder / "faces").mkdir(parents=True, exist_ok=True)
         if len(made) == 3:
+            (folder / "faces").mkdir(parents=True)
             (folder / "faces" / "checkpoint.pt").touch()
             raise RuntimeError("a cell failed")
-        shutil.copy(helpers.WEIGHTS, folder / "faces" / "generator.safetensors")
-        (folder / "faces" / "losses.csv").write_text(
-            "epoch,batch,d_loss,g_loss\n" + "1,0,1,1\n" * 12
-        )
+        leave_results(folder, 12)
         return 1.5
 
     monkeypatch.setattr(ablations, "run_notebook", run_notebook)
@@ -169,9 +174,7 @@ def test_runs_of_each_seeds_own_subset_are_drawn(ablations, image_dir, tmp_path,
     drawn = []
 
     def run_notebook(settings, folder, data_dir, threads):
-        (folder / "faces").mkdir(parents=True)
-        shutil.copy(helpers.WEIGHTS, folder / "faces" / "generator.safetensors")
-        (folder / "faces" / "losses.csv").write_text("epoch,batch,d_loss,g_loss\n1,0,1,1\n")
+        leave_results(folder, 1)
         return 1.0
 
     monkeypatch.setattr(ablations, "run_notebook", run_notebook)
