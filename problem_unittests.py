@@ -23,6 +23,8 @@ import copy
 import dis
 import functools
 import inspect
+import json
+import linecache
 import math
 import os
 import random
@@ -33,7 +35,7 @@ import traceback
 import types
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from io import StringIO
 from itertools import pairwise
 from pathlib import Path
@@ -1532,8 +1534,6 @@ def test_train(train: Callable[..., Any]) -> None:
         for name, towards in (("real_loss", "up"), ("fake_loss", "down")):
             if callable(names.get(name)):
                 values[name] = training.spy(names[name], towards)
-        if "fast" in names:  # a step that is recorded and replayed cannot be watched
-            values["fast"] = False
         arguments = {**values, "n_epochs": 2, "print_every": 2}
         with _globals(names, values), training.watch():
             losses = train(**_arguments(train, arguments))
@@ -1584,6 +1584,158 @@ def _arguments(train: Callable[..., Any], known: dict[str, Any]) -> dict[str, An
 # --------------------------------------------------------------- a notebook on disk
 
 
+# What a constant may be made with; nothing that reads or writes files, downloads or trains.
+_HARMLESS = {"builtins", "collections", "functools", "math", "numpy", "os", "pathlib", "posixpath"}
+_HARMLESS |= {"ntpath", "torch", "torchvision"}
+_HARMFUL = re.compile(
+    r"\b(\w*download\w*|datasets|eval|exec|exit|hub|input|kill|load|makedirs|mkdir|open|popen|quit|"
+    r"remove|rename|rmdir|save|system|touch|unlink|url\w+|utils\.tensorboard|write_\w+)\b"
+)
+
+
+def _evaluated(node: ast.AST) -> Iterator[ast.AST]:
+    """Walk over a node and all below it that run with it: what a lambda does, it does later."""
+    if not isinstance(node, ast.Lambda):
+        yield node
+        for child in ast.iter_child_nodes(node):
+            yield from _evaluated(child)
+
+
+def _is_harmless(node: ast.AST, namespace: dict[str, Any]) -> bool:
+    """Tell whether an expression calls nothing but harmless library functions."""
+    for call in _evaluated(node):
+        if isinstance(call, ast.Call):
+            root: Any = call.func
+            while isinstance(root, (ast.Attribute, ast.Subscript, ast.Call)):
+                root = root.func if isinstance(root, ast.Call) else root.value
+            if isinstance(root, ast.Name):
+                value = namespace.get(root.id, getattr(builtins, root.id, None))
+                home = getattr(value, "__module__", None) or type(value).__module__
+                home = value.__name__ if isinstance(value, types.ModuleType) else home
+                called = f"{home}.{ast.unparse(call.func)}"
+                if called.split(".")[0] not in _HARMLESS or _HARMFUL.search(called):
+                    return False
+    return True
+
+
+def _cell_sources(path: Path) -> list[str]:
+    """Read the code of a notebook's cells, "" for text, or that of a ``.py`` file."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        return [text]
+    try:
+        notebook = json.loads(text)
+        sheets = notebook.get("worksheets", [notebook])  # of notebooks before version 4
+        cells = [cell for sheet in sheets for cell in sheet["cells"]]
+        code = [cell if cell["cell_type"] == "code" else {"source": ""} for cell in cells]
+        return ["".join(cell["source" if "source" in cell else "input"]) for cell in code]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"it has no cells ({type(error).__name__})") from None
+
+
+def load_definitions(notebook: str | Path) -> types.ModuleType:
+    """Run a notebook's imports, functions, classes and constants, and nothing else.
+
+    Data, training, plots and tests do not run: an assignment is left out if it calls anything but
+    harmless library functions, uses a name whose assignment was left out, or fails. The code that
+    is kept is executed: load only notebooks you trust.
+
+    Args:
+        notebook: path of an ``.ipynb`` file, or of a ``.py`` file exported from one.
+
+    Returns:
+        A module that holds what the notebook defines. Its ``__left_out__`` lists the assignments
+        that did not run: the name of the cell and the ``ast`` node; its ``__broken__`` has, for
+        each piece of code that cannot run, the names that it would define and a message.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a notebook.
+    """
+    from IPython.core.inputtransformer2 import TransformerManager  # only grading needs it
+
+    path = Path(notebook).resolve()
+    sources = _cell_sources(path)
+    module = types.ModuleType(f"{path.stem} (solution)")
+    module.__file__ = str(path)
+    module.__left_out__, module.__broken__ = [], []
+    sys.modules[module.__name__] = module  # where dataclasses and pickle look for it
+    names = vars(module)
+    stale: set[str] = set()  # names that only a run of the notebook gives a meaning
+
+    def fails(statement: ast.stmt, filename: str) -> str:
+        try:
+            exec(compile(ast.Module([statement], []), filename, "exec"), names)
+        except (Exception, SystemExit) as error:
+            return f"{type(error).__name__}: {error}"
+        return ""
+
+    def define(statements: list[ast.stmt], filename: str) -> bool:
+        """Run what defines something; return whether all imports succeeded."""
+        imported = True
+        for statement in statements:
+            found = [n for n in _evaluated(statement) if isinstance(n, ast.Name)]
+            if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
+                error = fails(statement, filename)
+                if error and (unknown := stale - names.keys()):  # a default that is not known yet
+                    names.update(dict.fromkeys(unknown))
+                    error = fails(statement, filename) and error
+                    for name in unknown - {statement.name}:
+                        del names[name]
+                if error:
+                    message = f"its definition ({filename}) stops with {error}"
+                    module.__broken__.append(({statement.name}, message))
+            elif isinstance(statement, (ast.Import, ast.ImportFrom)):
+                for alias in statement.names:  # one by one: a missing module costs no other
+                    single = copy.copy(statement)
+                    single.names = [alias]
+                    imported &= not fails(single, filename)
+            elif isinstance(statement, ast.Try):
+                if not define(statement.body, filename) and statement.handlers:
+                    define(statement.handlers[0].body, filename)
+            elif isinstance(statement, ast.If) and _is_harmless(statement.test, names):
+                with suppress(Exception):
+                    test = compile(ast.Expression(statement.test), filename, "eval")
+                    define(statement.body if eval(test, names) else statement.orelse, filename)
+            elif isinstance(statement, (ast.Assign, ast.AnnAssign)):
+                targets = {n.id for n in found if isinstance(n.ctx, ast.Store)}
+                reads = {n.id for n in found if isinstance(n.ctx, ast.Load)}
+                if (
+                    not reads & stale
+                    and _is_harmless(statement, names)
+                    and not fails(statement, filename)
+                ):
+                    stale.difference_update(targets)
+                else:
+                    module.__left_out__.append((filename, statement))
+                    stale.update(targets)
+        return imported
+
+    sys.path.insert(0, str(path.parent))
+    try:
+        for number, source in enumerate(sources, 1):
+            filename = f"{path.name}, cell {number}" if len(sources) > 1 else path.name
+            source = re.sub(r"\A\s*%%(time|capture|prun)\b.*", "", source)
+            try:
+                source = TransformerManager().transform_cell(source)
+                statements = ast.parse(source).body
+            except SyntaxError as error:
+                would = re.findall(r"^(?:def |class )?(\w+) *(?=[=(:])", source, re.MULTILINE)
+                message = f"{filename} does not run: SyntaxError: {error.msg}, line {error.lineno}"
+                module.__broken__.append((set(would), message))
+            else:
+                linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
+                with torch.random.fork_rng(devices=[]):  # a constant may be random
+                    define(statements, filename)
+                presets = names.get("presets")  # settings that are left to the preset
+                if isinstance(presets, dict) and all(isinstance(p, dict) for p in presets.values()):
+                    first = next(iter(presets.values()), {})
+                    names.update((n, v) for n, v in first.items() if names.get(n, 0) is None)
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
+
+
 class Result(NamedTuple):
     """One line of the rubric table."""
 
@@ -1601,14 +1753,12 @@ def _run_left_out(module: types.ModuleType, wanted: set[str]) -> None:
 
     Made-up pictures take the place of the data, which may be large, or not there yet.
     """
-    import helpers
-
     wanted, chosen = set(wanted), []
     for filename, statement in reversed(module.__left_out__):
         code = compile(ast.Module([statement], []), filename, "exec")
         if _operands(code, "STORE_NAME") & wanted:
             reads, used = _reached(code, vars(module))
-            harmful = any(helpers._HARMFUL.search(name) for name in used - {"eval"})  # G.eval()
+            harmful = any(_HARMFUL.search(name) for name in used - {"eval"})  # G.eval()
             if "train" not in reads and not harmful:
                 chosen.append(code)
                 wanted |= reads
@@ -1626,10 +1776,8 @@ def _run_left_out(module: types.ModuleType, wanted: set[str]) -> None:
 
 def _load(path: Path) -> types.ModuleType:
     """Load a notebook's definitions, with the global variables that its functions need."""
-    import helpers
-
     with _quiet():
-        module = helpers.load_definitions(path)
+        module = load_definitions(path)
     stand_ins = {"D", "G", "d_optimizer", "g_optimizer", "celeba_train_loader"}
     for name in ("get_dataloader", "scale", "real_loss", "fake_loss", "train"):
         function = inspect.unwrap(getattr(module, name, None))
@@ -1718,8 +1866,6 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("MPLBACKEND", "Agg")  # no windows
     try:
         results = grade(path)
-    except ImportError as error:
-        parser.error(f"grading needs helpers.py beside this file, and its packages: {error}")
     except (OSError, ValueError) as error:
         parser.error(f"{path} cannot be read as a notebook: {error}")
     for point, outcome, why in results:

@@ -15,8 +15,13 @@ from PIL import Image
 
 
 def smaller(png: str) -> str:
-    """Compress a PNG (base64) again, without loss; its alpha channel goes if all is opaque."""
+    """Compress a PNG (base64) again, without loss; its alpha channel goes if all is opaque.
+
+    An animated one stays as it is.
+    """
     image = Image.open(io.BytesIO(base64.b64decode(png)))
+    if image.is_animated:
+        return png
     if image.mode == "RGBA" and image.getextrema()[3] == (255, 255):
         image = image.convert("RGB")
     buffer = io.BytesIO()

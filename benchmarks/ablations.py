@@ -1,37 +1,28 @@
-"""Tries the usual ideas for improvement, one at a time, and measures what each does.
+"""Trains the notebook with each idea of ideas/ and with other settings, and measures the faces.
 
     python benchmarks/ablations.py --data-dir processed_celeba_small
+    python benchmarks/ablations.py --rows plain --seeds 5
+    python benchmarks/ablations.py --rows "flips+dropout" "flips d_lr=0.0001 g_lr=0.0005"
+    python benchmarks/ablations.py --table  # trains nothing: from the CSV, the table and the figure
 
-Each idea is one change of the notebook's settings, from its preset "reference" (the paper's recipe,
-without a moving average). papermill runs the notebook with it, for the same number of images, on
-two seeds. The last weights, not the best epoch's, are then measured on five sets of up to 1,000
-faces, against held-out ones, with the notebook's own measures at 32x32 pixels; faces of 64x64 are
-made smaller first.
+A row changes the recipe that users get, the notebook's preset "full": by ideas, as its setting
+``idea`` takes them, by settings, or by both, separated by blanks; "plain" changes nothing.
+papermill runs the notebook with it. The last weights, not the best epoch's, are then measured on
+five sets of up to 1,000 faces against held-out ones, with the notebook's own measures at 32x32
+pixels; faces of 64x64 are made smaller first. All but the columns that begin with "g_" are of the
+average of the generator's weights; those are of the generator itself.
 
 Each result is appended to the CSV as soon as it is there, and one that is there already (with the
-same settings and images) is not made again: stop the program at any time and start it again. It
-does not notice a change of the code: delete the rows that one makes out of date. The column
-"seconds" is the time of the whole notebook, empty where it went on with a run that was stopped.
-``--quick`` runs two rows at a small size.
-
-The table in assets/ablations.csv is from two cores of an Intel Xeon (Sapphire Rapids), on 18,000
-faces. Its budget is reduced to what fits there: see its columns. More seeds of some ideas came with
-
-    --ideas reference --seeds 5
-    --ideas "moving average of G" "best recipe" --seeds 4
-
-and the runs of the notebook's full length with
-
-    --ideas reference "best recipe" --epochs 28 --conv-dim 64 --figure runs/full.png
-
-(The figure shows the runs of the length and size given only.) The long run of the best recipe with
-seed 0 is that whose outputs the notebook has: its folder was put in place, and only measured.
+same settings, ideas and images) is not made again: stop the program at any time and start it again.
+It does not notice a change of other code: delete the rows that one makes out of date. The column
+"seconds" is the time of the whole notebook, empty where it went on with a run that was stopped;
+"d_loss" and "g_loss" are means over the last 500 steps. ``--quick`` runs two rows at a small size.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
+import ast
 import functools
 import hashlib
 import itertools
@@ -47,42 +38,48 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import matplotlib.pyplot as plt
 import numpy as np
+import safetensors.torch
 import torch
-from throughput import hardware
 from torchvision.transforms import v2
 
 import helpers
+from benchmarks.ablation_table import NAMES, REAL, Row, add_row, publish, read_rows
+from benchmarks.machine import hardware
+from faces.files import HERE, NOTEBOOK
+from faces.ideas import IDEAS
+from faces.notebook import load_definitions
+from faces.settings import RANGES
 
-TABLE = helpers.HERE / "assets" / "ablations.csv"
-FIGURE = helpers.HERE / "assets" / "ablations.png"
+OWN_OPTIONS = {"preset", "seed", "max_images", "resume"}  # settings that a row cannot change
 
-# What each idea changes in the preset "reference"; sizes are multiples of those given.
-IDEAS: dict[str, dict[str, Any]] = {
-    "reference": {},
-    "moving average of G": {"ema_decay": 0.999},
-    "label smoothing 0.9": {"real_label": 0.9},
-    "dropout 0.25 in D": {"dropout": 0.25},
-    "learning rates 0.0001": {"d_lr": 0.0001, "g_lr": 0.0001},
-    "learning rates 0.0004, 0.0001": {"d_lr": 0.0004, "g_lr": 0.0001},
-    "beta1 0": {"beta1": 0.0},
-    "beta1 0.9": {"beta1": 0.9},
-    "learning rates fall to 1 %": {"lr_decay": True},
-    "flips": {"flips": True},
-    "differentiable augmentation": {"augmented": True},
-    "spectral norm in D": {"spectral_norm": True},
-    "twice as wide": {"d_conv_dim": 2, "g_conv_dim": 2},
-    "deeper, residual": {"residual": True},
-    "least squares": {"least_squares": True},
-    "normal latents": {"normal_latents": True},
-    "batches half as large": {"batch_size": 0.5},
-    "batches twice as large": {"batch_size": 2},
-    "64x64 pixels": {"image_size": 64},
-    "balanced by lightness": {"balanced": True},
-    "best recipe": {},  # what the notebook's preset "full" changes: see settings_of
-}
-SIZES = ("d_conv_dim", "g_conv_dim", "batch_size")  # which IDEAS has as multiples
+
+def row_of(text: str) -> str:
+    """Read a row's text: "plain" for "", one blank between parts.
+
+    Raises:
+        argparse.ArgumentTypeError: if it names an idea or a setting that there is not.
+    """
+    row = " ".join(text.split()) or "plain"
+    try:
+        changes = changes_of(row)
+    except (SyntaxError, ValueError):
+        raise argparse.ArgumentTypeError(f"{row!r}: a setting's value must be a literal") from None
+    for idea in filter(None, changes.pop("idea").split("+")):
+        if idea not in NAMES:
+            raise argparse.ArgumentTypeError(f"{row!r}: {idea!r} is none of {', '.join(NAMES)}")
+    if unknown := changes.keys() - (recipe().keys() - OWN_OPTIONS):
+        raise argparse.ArgumentTypeError(f"{row!r} cannot set {', '.join(sorted(unknown))}")
+    return row
+
+
+def changes_of(row: str) -> dict[str, Any]:
+    """What a row changes in the notebook's settings."""
+    parts = [] if row == "plain" else row.split()
+    changes = {"idea": "+".join(part for part in parts if "=" not in part)}
+    for name, value in (part.split("=", 1) for part in parts if "=" in part):
+        changes[name] = ast.literal_eval(value)
+    return changes
 
 
 def options_of(arguments: list[str] | None) -> argparse.Namespace:
@@ -93,50 +90,55 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--data-dir", default="processed_celeba_small", help="as in the notebook")
-    add("--seeds", type=int, default=2, help="runs of each idea")
-    add("--epochs", type=int, default=4, help="passes over the training images")
+    add("--rows", nargs="+", type=row_of, metavar="ROW", help="which; None: the usual ones")
+    add("--seeds", type=int, default=1, help="runs of each row")
+    add("--epochs", type=int, default=12, help="passes over the training images")
     add("--conv-dim", type=int, default=32, help="channels of the networks")
-    add("--batch-size", type=int, default=32, help="images a step")
     add("--max-images", type=int, default=None, help="size of a random subset")
-    add("--ideas", nargs="+", choices=IDEAS, default=list(IDEAS), metavar="IDEA", help="which")
     add("--jobs", type=int, default=1, help="runs at a time; they share the cores")
-    add("--csv", type=Path, default=TABLE, help="the table to add to")
-    add("--figure", type=Path, default=FIGURE, help="the figure to draw from it")
-    add("--work-dir", type=Path, default=helpers.HERE / "runs" / "ablations", help="the runs")
-    add("--quick", action="store_true", help="two rows at a small size, in a table of their own")
+    add("--csv", type=Path, default=HERE / "assets" / "ablations.csv", help="the rows so far")
+    add("--figure", type=Path, default=HERE / "assets" / "ablations.png", help="drawn from them")
+    add("--readme", type=Path, default=IDEAS / "README.md", help="where the table is put")
+    add("--work-dir", type=Path, default=HERE / "runs" / "ablations", help="the runs")
+    add("--table", action="store_true", help="train nothing, make the table and the figure")
+    add("--quick", action="store_true", help="two rows at a small size, in a folder of their own")
     options = parser.parse_args(arguments)
     if min(options.seeds, options.epochs, options.conv_dim, options.jobs) < 1:
-        parser.error("--seeds, --epochs, --conv-dim and --jobs must be at least 1.")
-    if options.batch_size < 2:
-        parser.error("--batch-size must be at least 2.")
+        parser.error("--seeds, --epochs, --conv-dim and --jobs must be at least 1")
     if options.quick:
-        options.seeds = options.epochs = 1
+        options.rows, options.seeds, options.epochs = ["plain", "flips"], 1, 1
         options.conv_dim, options.max_images = 16, 2000
-        options.ideas = ["reference", "moving average of G"]
-        options.work_dir = options.work_dir.with_name("ablations-quick")
-        options.csv = options.work_dir / "ablations.csv"
-        options.figure = options.work_dir / "ablations.png"
+        folder = options.work_dir = options.work_dir.with_name("ablations-quick")
+        options.csv, options.figure = folder / "ablations.csv", folder / "ablations.png"
+        options.readme = folder / "README.md"
+    if options.rows is None:
+        options.rows = ["plain", *NAMES, "beta1=0.9", "beta1=0.0", "ema_decay=0", "final_lr=1"]
+        options.rows += ["ema_decay=0 final_lr=1", f"d_conv_dim={max(1, options.conv_dim // 2)}"]
+        options.rows += ["d_lr=0.0001 g_lr=0.0004"]
     return options
 
 
 @functools.cache
-def presets() -> dict[str, dict[str, Any]]:
-    """The notebook's own."""
-    return helpers.load_definitions().presets
+def recipe() -> dict[str, Any]:
+    """All settings of the notebook's preset "full"."""
+    lesson = load_definitions()
+    by_default = {name: value for name, value in vars(lesson).items() if name in RANGES}
+    return {"preset": "full", **by_default, **lesson.presets["full"]}
 
 
-def settings_of(idea: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+def settings_of(row: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """The notebook's settings for a run, without those of its place."""
-    reference, full = presets()["reference"], presets()["full"]
-    settings = {"preset": "reference", "seed": seed, **reference, "n_epochs": options.epochs}
+    settings = recipe() | {"seed": seed, "n_epochs": options.epochs}
+    settings |= {"max_images": options.max_images}
     settings |= dict.fromkeys(("d_conv_dim", "g_conv_dim"), options.conv_dim)
-    settings |= {"batch_size": options.batch_size, "max_images": options.max_images}
-    change = IDEAS[idea]
-    if idea == "best recipe":
-        change = {name: value for name, value in full.items() if value != reference[name]}
-    for name, value in change.items():
-        settings[name] = int(settings[name] * value) if name in SIZES else value
-    return settings
+    return settings | changes_of(row)
+
+
+def key_of(settings: dict[str, Any]) -> str:
+    """The settings and digests of the ideas' files, as a text."""
+    files = [IDEAS / f"{idea}.py" for idea in settings["idea"].split("+") if idea]
+    digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:12] for file in files}
+    return json.dumps(settings | digests)
 
 
 def run_notebook(settings: dict[str, Any], folder: Path, data_dir: Path, threads: int) -> float:
@@ -147,8 +149,8 @@ def run_notebook(settings: dict[str, Any], folder: Path, data_dir: Path, threads
     """
     folder.mkdir(parents=True, exist_ok=True)
     settings = settings | {"data_dir": str(data_dir), "output_dir": str(folder / "faces")}
-    command = [sys.executable, "-m", "papermill", helpers.NOTEBOOK, folder / "notebook.ipynb"]
-    command += ["--parameters_yaml", json.dumps(settings), "--cwd", helpers.HERE]
+    command = [sys.executable, "-m", "papermill", NOTEBOOK, folder / "notebook.ipynb"]
+    command += ["--parameters_yaml", json.dumps(settings), "--cwd", HERE]
     command += ["--no-progress-bar", "--log-output"]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MPLBACKEND": "agg"}
     started = time.perf_counter()
@@ -174,10 +176,24 @@ class Measures:
         self.shares = helpers.typology_shares(parts["training"])
         self.real = {**self.judge.floor, **self._lightness(parts["held-out"])}
 
-    def __call__(self, weights: Path) -> dict[str, float]:
-        faces = helpers.generate_faces(5 * self.judge.size, seed=0, weights=weights)
-        measured = self.judge(torch.from_numpy(faces).permute(0, 3, 1, 2) / 127.5 - 1)
-        return {**measured, **self._lightness(faces)}
+    def __call__(self, results: Path) -> dict[str, float]:
+        """Measure the last weights of a run, from the folder of its results."""
+        average = results / "generator.safetensors"
+        with safetensors.safe_open(average, "pt") as opened:
+            metadata = opened.metadata()
+        state = torch.load(results / "checkpoint.pt", "cpu", weights_only=True)["parts"]["G"]
+        itself = results.parent / "generator_itself.safetensors"
+        state = {name: tensor.contiguous() for name, tensor in state.items()}
+        safetensors.torch.save_file(state, itself, metadata)
+        faces, own = (
+            helpers.generate_faces(5 * self.judge.size, seed=0, weights=weights)
+            for weights in (average, itself)
+        )
+        measured = {**self._judged(faces), **self._lightness(faces)}
+        return measured | {f"g_{name}": value for name, value in self._judged(own).items()}
+
+    def _judged(self, faces: np.ndarray) -> dict[str, float]:
+        return self.judge(torch.from_numpy(faces).permute(0, 3, 1, 2) / 127.5 - 1)
 
     def _lightness(self, faces: np.ndarray) -> dict[str, float]:
         """The share of the three dark classes, and how far all classes are from the data's."""
@@ -186,110 +202,64 @@ class Measures:
         return {"ita_dark": sum(list(shares.values())[:3]), "ita_distance": distance}
 
 
-def add_row(table: Path, row: dict[str, Any]) -> None:
-    """Append a row to the table, and its header before the first one."""
-    is_new = not table.is_file()
-    table.parent.mkdir(parents=True, exist_ok=True)
-    with open(table, "a", newline="") as file:
-        writer = csv.DictWriter(file, row)
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
-def read_rows(table: Path) -> list[dict[str, str]]:
-    """Read the table; an empty list if there is none."""
-    if not table.is_file():
-        return []
-    with open(table, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def is_of(row: dict[str, str], options: argparse.Namespace) -> bool:
-    """Whether a row is of real faces, or of a run of the size and length that the options say."""
-    if row["idea"] not in IDEAS:
-        return row["idea"] == "real faces"
-    return row["settings"] == json.dumps(settings_of(row["idea"], int(row["seed"]), options))
-
-
-def draw(rows: list[dict[str, str]], path: Path) -> None:
-    """Draw each idea's effect on the measures: a dot a run, and the reference's runs as a band."""
-    real = next(row for row in rows if row["idea"] == "real faces")
-    ideas = [idea for idea in IDEAS if any(row["idea"] == idea for row in rows)]
-    titles = {"swd": "Sliced Wasserstein\ndistance x 1000", "diversity": "Diversity\n(1 - MS-SSIM)"}
-    titles |= {"nearest": "Nearest training\nimage (grey levels)"}
-    titles |= {"ita_distance": "Distance of lightness\nfrom the data's"}
-    figure, axes = plt.subplots(
-        1, 4, figsize=(10, 1 + 0.27 * len(ideas)), sharey=True, layout="constrained"
-    )
-    for axis, (measure, title) in zip(axes, titles.items(), strict=True):
-        for y, idea in enumerate(ideas):
-            values = [float(row[measure]) for row in rows if row["idea"] == idea]
-            color = "C3" if idea in ("reference", "best recipe") else "C0"
-            axis.plot(values, [y] * len(values), "o", color=color, markersize=5, alpha=0.7)
-            axis.plot(np.mean(values), y, "|", color=color, markersize=14)
-            if idea == "reference":
-                axis.axvspan(min(values), max(values), color="C3", alpha=0.15)
-        axis.axvline(float(real[measure]), color="grey", linestyle=":")
-        if measure == "swd":  # the worst are many times as far away as the best
-            axis.set_xscale("log", base=2)
-            axis.xaxis.set_major_formatter("{x:g}")
-        axis.set_title(title, fontsize=9)
-        axis.grid(axis="y", alpha=0.3)
-    axes[0].set_yticks(range(len(ideas)), ideas)
-    axes[0].invert_yaxis()
-    figure.supxlabel("dots: runs; bar: their mean; band: the reference; dotted: real faces", size=9)
-    with helpers.writing(path) as temporary:
-        figure.savefig(temporary, dpi=100)
-    plt.close(figure)
-
-
 def main(arguments: list[str] | None = None) -> None:
-    """Run what is missing in the table, and draw it.
+    """Run what is missing in the CSV, and make the table and the figure from it.
 
     Raises:
         RuntimeError: at the end, if runs failed.
     """
     options = options_of(arguments)
+    n_failed = 0 if options.table else run_missing(options)
+    publish(options.csv, options.readme, options.figure)
+    if n_failed:
+        raise RuntimeError(f"{n_failed} of {options.seeds * len(options.rows)} runs failed.")
+
+
+def run_missing(options: argparse.Namespace) -> int:
+    """Run what is missing in the CSV; return how many runs failed."""
     data_dir = helpers.get_data(options.data_dir).resolve()
     # A run with another seed has another subset, if it has one at all.
     seeds = range(options.seeds if options.max_images is not None else 1)
     measures = [Measures(data_dir, options.max_images, seed) for seed in seeds]
     threads = max(1, (os.cpu_count() or 1) // options.jobs)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    common = {"threads": threads, "hardware": hardware(device)}
     lock = threading.Lock()
-    done = {(row["idea"], row["settings"], row["data"]) for row in read_rows(options.csv)}
+    done = {(row["row"], row["settings"], row["data"]) for row in read_rows(options.csv)}
 
-    def add(idea: str, settings: str, data: str, figures: dict[str, Any]) -> None:
+    def add(key: tuple[str, str, str], figures: Row) -> None:
         figures = {n: f"{v:.4g}" if isinstance(v, float) else v for n, v in figures.items()}
+        row = dict(zip(("row", "settings", "data"), key, strict=True)) | figures
         with lock:
-            row = {"idea": idea, "settings": settings, "data": data, **figures, **common}
-            add_row(options.csv, row)
-        shown = [f"{name} {row[name]}" for name in ("idea", *figures) if row[name] != ""]
-        print(", ".join(shown), flush=True)
+            add_row(options.csv, row | {"threads": threads, "hardware": hardware(device)})
+            done.add(key)
+        print(", ".join([key[0], *(f"{n} {v}" for n, v in figures.items())]), flush=True)
 
-    def run(seed: int, idea: str) -> None:
-        chosen = settings_of(idea, seed, options)
+    def run(seed: int, row: str) -> None:
+        settings = settings_of(row, seed, options)
         measure = measures[seed % len(measures)]
-        key = (idea, json.dumps(chosen), measure.content)
+        key = (row, key_of(settings), measure.content)
         if key in done:
             return
         digest = hashlib.sha256("".join(key).encode()).hexdigest()[:8]
-        folder = options.work_dir / f"{re.sub(r'[^0-9a-zA-Z]+', '-', idea)}-{digest}"
+        folder = options.work_dir / f"{re.sub(r'[^0-9a-zA-Z.]+', '-', row)}-{digest}"
         is_whole = not (folder / "faces" / "checkpoint.pt").exists()
-        seconds = run_notebook(chosen, folder, data_dir, threads)
-        updates = len((folder / "faces" / "losses.csv").read_text().splitlines()) - 1
-        measured = measure(folder / "faces" / "generator.safetensors")
-        figures = {"seed": seed, "updates": updates, "images": measure.n_images * options.epochs}
-        add(*key, {**figures, "seconds": seconds if is_whole else "", **measured})
+        seconds = run_notebook(settings, folder, data_dir, threads)
+        losses = np.genfromtxt(folder / "faces" / "losses.csv", delimiter=",", names=True)
+        most = measure.n_images * settings["n_epochs"]  # the last batch may be smaller
+        figures = {"seed": seed, "epochs": options.epochs, "conv_dim": options.conv_dim}
+        figures |= {"steps": len(losses), "images": min(len(losses) * settings["batch_size"], most)}
+        figures |= {name: float(losses[name][-500:].mean()) for name in ("d_loss", "g_loss")}
+        figures |= {"seconds": seconds} if is_whole else {}
+        with lock:  # faces are drawn from the one random state
+            figures |= measure(folder / "faces")
+        add(key, figures)
 
-    if not any(key[0] == "real faces" and key[2] == measures[0].content for key in done):
-        figures = {"seed": "", "updates": "", "images": "", "seconds": ""}
-        add("real faces", "", measures[0].content, {**figures, **measures[0].real})
+    for measure in measures:
+        if (key := (REAL, "", measure.content)) not in done:
+            add(key, measure.real)
     pool = ThreadPoolExecutor(options.jobs)
-    todo = itertools.product(range(options.seeds), options.ideas)
-    futures = [pool.submit(run, seed, idea) for seed, idea in todo]
+    todo = itertools.product(range(options.seeds), options.rows)
+    futures = [pool.submit(run, seed, row) for seed, row in todo]
     n_failed = 0
     try:
         for future in as_completed(futures):
@@ -298,12 +268,7 @@ def main(arguments: list[str] | None = None) -> None:
                 print(f"A run failed: {future.exception()}", file=sys.stderr, flush=True)
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C: nothing more is started
-    contents = {measure.content for measure in measures}
-    rows = [row for row in read_rows(options.csv) if row["data"] in contents]
-    draw([row for row in rows if is_of(row, options)], options.figure)
-    print(f"The table is {options.csv}, the figure {options.figure}.")
-    if n_failed:
-        raise RuntimeError(f"{n_failed} of {len(futures)} runs failed: see above.")
+    return n_failed
 
 
 if __name__ == "__main__":

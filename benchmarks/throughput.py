@@ -2,6 +2,7 @@
 
     python benchmarks/throughput.py                       # this machine, images drawn on the spot
     python benchmarks/throughput.py --data-dir processed_celeba_small --images 18000 --rounds 3
+    python benchmarks/throughput.py --busy 1              # beside a process that keeps a core busy
 
 CLAIM
 
@@ -32,7 +33,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -44,7 +44,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -54,6 +53,8 @@ from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import helpers
+from benchmarks.machine import QuickJudge, busy, hardware, peak, wait_for
+from faces.notebook import load_definitions, prepare
 
 CONV_DIM, Z_SIZE = 64, 100
 
@@ -98,7 +99,7 @@ class Reference:
         self.d_optimizer = torch.optim.Adam(self.D.parameters(), 0.0002, (0.5, 0.999))
         self.g_optimizer = torch.optim.Adam(self.G.parameters(), 0.0002, (0.5, 0.999))
 
-    def epoch(self, loader: Any = None) -> None:
+    def epoch(self, loader: DataLoader | None = None) -> None:
         """Train for an epoch."""
         loss = nn.BCEWithLogitsLoss()
         losses = []
@@ -124,86 +125,38 @@ class Reference:
         return torch.from_numpy(z).float().to(self.device)
 
 
-class Unjudged:
-    """In the place of the measures that end each of the notebook's epochs; they are no training."""
-
-    size = 16
-
-    def __call__(self, faces: Tensor) -> dict[str, float]:
-        return {"swd": 0.0}
-
-
 class Notebook:
     """The notebook's own ``get_dataloader`` and ``train``.
 
-    Args: as for ``Reference``, and ``precision``: "auto", as the notebook chooses, or "float32".
+    Args:
+        options: the command line's.
+        device: where to train.
+        folder: of the images.
+        fast: as in the notebook.
     """
 
     def __init__(
-        self,
-        lesson: ModuleType,
-        options: argparse.Namespace,
-        device: torch.device,
-        folder: Path,
-        fast: bool = True,
+        self, options: argparse.Namespace, device: torch.device, folder: Path, fast: bool = True
     ) -> None:
+        self.lesson = load_definitions()
         size = options.image_size
         started = time.perf_counter()
-        loader = lesson.get_dataloader(options.batch_size, size, folder, options.images, seed=0)
+        self.loader = self.lesson.get_dataloader(options.batch_size, size, folder, options.images)
         self.seconds_to_load = time.perf_counter() - started
-        D, G = lesson.build_network(CONV_DIM, CONV_DIM, Z_SIZE, size)
-        self.D, self.G = D.to(device), G.to(device)
-        if fast:
-            helpers.speed_up(self.D, self.G)
-        on_cuda = device.type == "cuda"
-        adam = dict(lr=0.0002, betas=(0.5, 0.999), fused=True, capturable=on_cuda)
-        self.bfloat16 = fast and options.precision == "auto" and helpers.bfloat16_pays(device)
-        self.names = dict(
-            celeba_train_loader=loader,
-            d_optimizer=torch.optim.Adam(self.D.parameters(), **adam),
-            g_optimizer=torch.optim.Adam(self.G.parameters(), **adam),
-            processes=helpers.Processes(),
-            device=device,
-            on_cuda=on_cuda,
-            fast=fast,
-            use_bfloat16=self.bfloat16,
-            image_size=size,
-            z_size=Z_SIZE,
-            g_conv_dim=CONV_DIM,
-            settings={},
-            criterion=lesson.cross_entropy,
-            judge=Unjudged(),
-        )
-        self.names |= lesson.presets["reference"] | dict(ema_decay=0.999)
-        self.lesson = lesson
+        speed = helpers.Speed(device, fast)
+        if options.precision == "float32":
+            speed.precision = "float32"
+        self.dtype = getattr(torch, speed.precision)
+        sizes = dict(d_conv_dim=CONV_DIM, g_conv_dim=CONV_DIM, z_size=Z_SIZE, image_size=size)
+        names = dict(device=device, processes=helpers.Processes(), speed=speed, judge=QuickJudge())
+        prepare(self.lesson, **sizes, **names, settings={}, final_lr=1.0)
 
-    def epoch(self, loader: Any = None) -> None:
+    def epoch(self, loader: DataLoader | None = None) -> None:
         """Train for an epoch, as the notebook's cell does."""
+        loader = self.loader if loader is None else loader
         with tempfile.TemporaryDirectory() as folder:
-            names = self.names | dict(output_dir=Path(folder))
-            if loader is not None:
-                names["celeba_train_loader"] = loader
-            vars(self.lesson).update(names)
-            self.lesson.train(self.D, self.G, n_epochs=1, print_every=50)
-
-
-def wait_for(device: torch.device) -> None:
-    """Wait until the device has done all that it was given."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-
-
-def peak(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
-    """Measure the best FLOP/s of a product of two square matrices."""
-    n = 2048 if device.type == "cpu" else 8192
-    a, b = torch.randn(2, n, n, device=device).to(dtype)
-    best, end = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        started = time.perf_counter()
-        a @ b
-        wait_for(device)
-        best = min(best, time.perf_counter() - started)
-    return 2 * n**3 / best
+            vars(self.lesson).update(celeba_train_loader=loader, output_dir=Path(folder))
+            self.lesson.train(self.lesson.D, self.lesson.G, n_epochs=1)
 
 
 def step_flops(loop: Reference | Notebook, options: argparse.Namespace) -> int:
@@ -211,26 +164,11 @@ def step_flops(loop: Reference | Notebook, options: argparse.Namespace) -> int:
     counts = []
     for n_batches in (1, 2):
         shape = (n_batches * options.batch_size, 3, options.image_size, options.image_size)
-        images = TensorDataset(torch.rand(shape), torch.zeros(len(range(shape[0]))))
+        images = TensorDataset(torch.rand(shape), torch.zeros(shape[0]))
         with FlopCounterMode(display=False) as counter:
             loop.epoch(DataLoader(images, options.batch_size))
         counts.append(counter.get_total_flops())
     return counts[1] - counts[0]
-
-
-def hardware(device: torch.device) -> str:
-    """Name the device and the versions of what runs on it."""
-    name = platform.processor() or platform.machine()
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    elif Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-        name = f"{len(os.sched_getaffinity(0))} cores of {names[0] if names else name}"
-    return (
-        f"{name}; Python {platform.python_version()}, torch {torch.__version__}, "
-        f"torchvision {torchvision.__version__}"
-    )
 
 
 def options_of(arguments: list[str] | None) -> argparse.Namespace:
@@ -246,6 +184,7 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data-dir", help="a folder of images; default: faces drawn on the spot")
     parser.add_argument("--rounds", type=int, default=5, help="epochs of each loop")
     parser.add_argument("--precision", choices=["auto", "float32"], default="auto")
+    parser.add_argument("--busy", type=int, default=0, help="processes beside, each on a core")
     parser.add_argument("--json", metavar="PATH", help="write the figures there as well")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -254,52 +193,62 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
     for name in ("images", "batch_size", "rounds"):
         if getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if options.busy < 0:
+        parser.error("--busy must be at least 0")
     if options.images < 2 * options.batch_size:
         parser.error("--images must be at least two batches")
     return options
 
 
+def timed(
+    loop: Reference | Notebook,
+    options: argparse.Namespace,
+    device: torch.device,
+    flops: int,
+    dtype: torch.dtype,
+) -> dict[str, float]:
+    """Measure an epoch, of steps with so many FLOP each, and the peak just before it."""
+    tf32 = isinstance(loop, Notebook)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+    best = peak(device, dtype)
+    wait_for(device)
+    started = time.perf_counter()
+    loop.epoch()
+    wait_for(device)
+    seconds = time.perf_counter() - started
+    n_steps = len(loop.loader)  # the notebook's leaves out an incomplete batch
+    n_images = min(n_steps * options.batch_size, options.images)
+    done = flops / options.batch_size * n_images / seconds
+    return {
+        "images_per_s": n_images / seconds,
+        "ms_per_step": 1000 * seconds / n_steps,
+        "tflops": done / 1e12,
+        "peak_tflops": best / 1e12,
+        "share_of_peak": done / best,
+    }
+
+
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run both loops in turn; return all figures."""
     device = torch.device(options.device)
-    lesson = helpers.load_definitions()
-    plain = argparse.Namespace(**vars(options) | dict(precision="float32"))
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        reference = Reference(lesson, options, device, folder)
-        notebook = Notebook(lesson, options, device, folder)
-        uncounted = Notebook(lesson, plain, device, folder, fast=False)
+        reference = Reference(load_definitions(), options, device, folder)
+        notebook = Notebook(options, device, folder)
         loops = {"reference": reference, "notebook": notebook}
+        plain = argparse.Namespace(**vars(options) | dict(precision="float32"))
+        uncounted = Notebook(plain, device, folder, fast=False)
         flops = {"reference": step_flops(reference, options)}
         flops["notebook"] = step_flops(uncounted, options)
-        dtypes = {"reference": torch.float32}
-        dtypes["notebook"] = torch.bfloat16 if notebook.bfloat16 else torch.float32
-        batches = torch.rand(
-            5 * options.batch_size, 3, options.image_size, options.image_size
-        ).split(options.batch_size)
+        dtypes = {"reference": torch.float32, "notebook": notebook.dtype}
+        shape = (5 * options.batch_size, 3, options.image_size, options.image_size)
+        images = TensorDataset(torch.rand(shape), torch.zeros(shape[0]))
         for loop in loops.values():  # warm up
-            loop.epoch([(batch, None) for batch in batches])
+            loop.epoch(DataLoader(images, options.batch_size))
         rounds: dict[str, list[dict[str, float]]] = {name: [] for name in loops}
-        n_steps = len(reference.loader)
-        for _ in range(options.rounds):
-            for name, loop in loops.items():
-                torch.backends.cudnn.allow_tf32 = name == "notebook"
-                torch.backends.cuda.matmul.allow_tf32 = name == "notebook"
-                best = peak(device, dtypes[name])
-                wait_for(device)
-                started = time.perf_counter()
-                loop.epoch()
-                wait_for(device)
-                seconds = time.perf_counter() - started
-                done = flops[name] / options.batch_size * options.images / seconds
-                rounds[name].append(
-                    {
-                        "images_per_s": options.images / seconds,
-                        "ms_per_step": 1000 * seconds / n_steps,
-                        "tflops": done / 1e12,
-                        "peak_tflops": best / 1e12,
-                        "share_of_peak": done / best,
-                    }
-                )
+        with busy(options.busy):
+            for _ in range(options.rounds):
+                for name, loop in loops.items():
+                    rounds[name].append(timed(loop, options, device, flops[name], dtypes[name]))
     figures: dict[str, Any] = {
         "hardware": hardware(device),
         "options": {n: v for n, v in vars(options).items() if n not in ("json", "data_dir")},
@@ -327,7 +276,8 @@ def report(figures: dict[str, Any]) -> str:
     lines = [
         figures["hardware"],
         f"{options['image_size']}x{options['image_size']}, batch {options['batch_size']}, "
-        f"{options['images']:,} images an epoch, {options['rounds']} epochs each in turn",
+        f"{options['images']:,} images an epoch, {options['rounds']} epochs each in turn, "
+        f"{options['busy']} busy processes beside them",
         "",
         f"{'':<10} {'precision':<10} {'images/s':>9} {'(range)':>15} {'ms/step':>8} "
         f"{'TFLOP/s':>8} {'peak':>8} {'share':>6}",

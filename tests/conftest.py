@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-import helpers
+from faces import download, files
 
 # The tests have a process on each core: more threads would only be in each other's way.
 torch.set_num_threads(1)
@@ -45,8 +45,8 @@ def image_dir(tmp_path: Path) -> Path:
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user cache folder of the test's own."""
-    monkeypatch.setattr(helpers, "CACHE", tmp_path / "cache")
-    return helpers.CACHE
+    monkeypatch.setattr(files, "CACHE", tmp_path / "cache")
+    return files.CACHE
 
 
 def make_zip(folder: Path, archive: Path) -> Path:
@@ -113,10 +113,10 @@ def server(
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
         threading.Thread(target=running.serve_forever, args=(0.05,), daemon=True).start()
         url = f"http://127.0.0.1:{running.server_port}/archive.zip"
-        monkeypatch.setattr(helpers, "ARCHIVE_URL", url)
-        monkeypatch.setattr(helpers, "ARCHIVE_SHA256", hashlib.sha256(content).hexdigest())
-        monkeypatch.setattr(helpers, "DOWNLOAD_TIMEOUT", 0.8)
-        monkeypatch.setattr(helpers, "DOWNLOAD_PAUSE", 0.01)
+        monkeypatch.setattr(download, "ARCHIVE_URL", url)
+        monkeypatch.setattr(download, "ARCHIVE_SHA256", hashlib.sha256(content).hexdigest())
+        monkeypatch.setattr(download, "DOWNLOAD_TIMEOUT", 0.8)
+        monkeypatch.setattr(download, "DOWNLOAD_PAUSE", 0.01)
         yield handler
         handler.ended.set()
         running.shutdown()

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import helpers
+from faces import checkpoints, notebook
 
 CPU = torch.device("cpu")
 
@@ -35,46 +36,42 @@ class QuickJudge:
         return {"swd": faces.std().item(), "mean": faces.mean().item()}
 
 
-def prepare(output_dir: Path, device: torch.device = CPU, **names: Any) -> types.ModuleType:
-    """Set the notebook's global variables to those of a small training, seeded.
+def prepare(
+    output_dir: Path,
+    device: torch.device = CPU,
+    idea: str = "",
+    fast: bool = False,
+    n_images: int = 40,
+    **names: Any,
+) -> types.ModuleType:
+    """Make the notebook's lesson ready for a small training in float32, seeded.
 
     Args:
         output_dir: where its files go.
         device: where it trains.
-        names: further global variables, such as ``fast``, and ``n_images``.
+        idea: as in the notebook.
+        fast: the fast step, instead of the plain one.
+        n_images: how many images there are, in batches of 8.
+        names: further global variables, such as ``settings``.
 
     Returns:
-        The notebook's definitions; ``train(lesson)`` trains.
+        The notebook's definitions, with networks and optimizers; ``train(lesson)`` trains.
     """
     lesson = helpers.load_definitions()
     torch.manual_seed(0)
-    images = torch.rand(names.pop("n_images", 40), 3, 4, 4).repeat_interleave(8, 2)
-    images = images.repeat_interleave(8, 3)  # (n, 3, 32, 32)
-    dataset = TensorDataset(images, torch.zeros(len(images)))
-    lesson.D, lesson.G = (n.to(device) for n in lesson.build_network(8, 8, 10))
-    vars(lesson).update(lesson.presets["reference"])
-    fast = names.setdefault("fast", False)
-    if fast:
-        helpers.speed_up(lesson.D, lesson.G)
-    adam = dict(lr=0.0002, betas=(0.5, 0.999), fused=True, capturable=device.type == "cuda")
-    vars(lesson).update(
-        processes=helpers.Processes(),
-        device=device,
-        on_cuda=device.type == "cuda",
-        use_bfloat16=False,
-        z_size=10,
-        g_conv_dim=8,
-        ema_decay=0.999,
-        criterion=lesson.cross_entropy,
-        judge=QuickJudge(),
-        image_size=32,
-        settings={"lr": 0.0002, "n_epochs": 1},
-        output_dir=output_dir,
-        celeba_train_loader=DataLoader(dataset, 8, shuffle=True),
-        d_optimizer=torch.optim.Adam(lesson.D.parameters(), **adam),
-        g_optimizer=torch.optim.Adam(lesson.G.parameters(), **adam),
+    images = torch.rand(n_images, 4, 4, 3).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    dataset = helpers.ImageArray((images * 255).byte().numpy())  # (n, 32, 32, 3)
+    order = torch.Generator()
+    loader = DataLoader(
+        dataset, 8, True, drop_last=True, generator=order, collate_fn=dataset.collate
     )
-    vars(lesson).update(names)
+    sizes = dict(d_conv_dim=8, g_conv_dim=8, z_size=10, image_size=32)
+    values = dict(device=device, processes=helpers.Processes(), speed=helpers.Speed(device, fast))
+    values |= dict(celeba_train_loader=loader, judge=QuickJudge(), output_dir=output_dir)
+    values |= dict(final_lr=1.0, settings={"lr": 0.0002, "n_epochs": 1, "final_lr": 1.0})
+    vars(lesson).update({**values, **sizes, **names})
+    lesson.settings = helpers.apply_idea(idea, lesson, lesson.settings)
+    notebook.prepare(lesson)
     return lesson
 
 
@@ -109,7 +106,7 @@ def kill(folder: Path) -> None:
         status = in_child(lambda: train(prepare(folder), 10_000), chance.uniform(0, seconds))
         assert status == -signal.SIGKILL, status
     # Between its two steps the writing of a checkpoint has the one before only.
-    latest = next(path for name in helpers.CHECKPOINTS if (path := folder / name).is_file())
+    latest = next(path for name in checkpoints.CHECKPOINTS if (path := folder / name).is_file())
     n_epochs = torch.load(latest, weights_only=True)["epoch"]
     print("killed 20 times, after", n_epochs, "epochs")
     train(prepare(folder), n_epochs + 1)

@@ -14,6 +14,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 import helpers
+from faces import files, images
 
 RESIZE = v2.Compose([v2.Resize(32), v2.CenterCrop(32)])
 
@@ -34,14 +35,14 @@ def kept(folder: Path) -> list[Path]:
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that were decoded, in order."""
-    files, to_rgb = [], helpers._to_rgb
+    opened, to_rgb = [], images._to_rgb
 
     def note(image: Image.Image) -> Image.Image:
-        files.append(image)
+        opened.append(image)
         return to_rgb(image)
 
-    monkeypatch.setattr(helpers, "_to_rgb", note)
-    return files
+    monkeypatch.setattr(images, "_to_rgb", note)
+    return opened
 
 
 # -------------------------------------------------------------------------------- kept and rebuilt
@@ -150,7 +151,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))  # as on a full disk, a 
 for work in (
     lambda: helpers.load_images(helpers.find_images(data_dir), resize, data_dir),
     lambda: helpers.show_images(noise, 3, picture),
-    lambda: helpers.save_animation(list(noise), picture),
+    lambda: helpers.show_animation(list(noise), picture),
 ):
     try:
         work()
@@ -165,7 +166,7 @@ def test_a_full_disk_leaves_no_array_and_no_half_picture(image_dir, tmp_path):
     picture.write_bytes(b"the one before")
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(image_dir), str(picture)],
-        env=os.environ | {"PYTHONPATH": str(helpers.HERE), "MPLBACKEND": "agg"},
+        env=os.environ | {"PYTHONPATH": str(files.HERE), "MPLBACKEND": "agg"},
         capture_output=True,
         text=True,
     )
@@ -245,6 +246,8 @@ def test_broken_files_can_be_left_out(image_dir, capsys, decoded):
         )
     with pytest.raises(ValueError, match="5 of 45 files"):  # and are named again when asked to
         load(image_dir)
+    decoded.clear()
+    assert len(load(image_dir, skip_broken=True)) == 40 and not decoded
     for path in helpers.find_images(image_dir):
         if path.name not in names:
             path.unlink()

@@ -1,46 +1,44 @@
 """The benchmarks, at a tiny size: what they count and report."""
 
-import importlib
 import json
+import resource
 import shutil
 import subprocess
 import sys
-import types
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from PIL import Image
 
 import helpers
+from benchmarks import ablation_table, ablations, last_batch, machine, throughput
+from faces.files import HERE, WEIGHTS
+from faces.notebook import load_definitions
 
 
-@pytest.fixture(autouse=True)
-def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folder from which Python imports, as when one of its scripts runs."""
-    monkeypatch.syspath_prepend(helpers.HERE / "benchmarks")
-
-
-@pytest.fixture
-def throughput() -> types.ModuleType:
-    return importlib.import_module("throughput")
-
-
-def test_both_loops_are_measured(throughput, tmp_path, capsys):
+def test_both_loops_are_measured(tmp_path, capsys):
     target = tmp_path / "speed.json"
     options = ["--device", "cpu", "--images", "20", "--batch-size", "8", "--rounds", "1"]
-    throughput.main([*options, "--precision", "float32", "--json", str(target)])
+    options += ["--precision", "float32", "--busy", "1", "--json", str(target)]
+    throughput.main(options)
     printed = capsys.readouterr().out
     figures = json.loads(target.read_text())
-    for name in ("reference", "notebook"):
+    # The notebook's loop leaves out the 4 images that do not fill a batch.
+    for name, n_images, n_steps in (("reference", 20, 3), ("notebook", 16, 2)):
         speed = figures[name]
-        assert speed["images_per_s"] == pytest.approx(20 / (3 * speed["ms_per_step"] / 1000))
+        seconds = n_steps * speed["ms_per_step"] / 1000
+        assert speed["images_per_s"] == pytest.approx(n_images / seconds)
         assert 0 < speed["share_of_peak"] < 1 and name in printed
+        assert speed["precision"] == "float32"
         rate = speed["gflop_per_step"] / 8 * speed["images_per_s"] / 1000
         assert speed["tflops"] == pytest.approx(rate)
     ratio = figures["notebook"]["images_per_s"] / figures["reference"]["images_per_s"]
     assert figures["ratio"] == pytest.approx(ratio)
+    assert figures["options"]["busy"] == 1 and "1 busy processes beside them" in printed
     # Multiply-adds of each network's layers for one image, forwards.
     first = 3 * 64 * 16 * 16**2  # between the picture and 64 channels
     between = 3 * 64 * 128 * 16 * 8**2  # three layers with as many each
@@ -63,10 +61,11 @@ def test_both_loops_are_measured(throughput, tmp_path, capsys):
     [
         (["--images", "100"], "at least two batches"),
         (["--rounds", "0"], "--rounds must be at least 1"),
+        (["--busy", "-1"], "--busy must be at least 0"),
         (["--data-dir", ".", "--images", "512"], "holds 1 images"),
     ],
 )
-def test_wrong_options_are_named(throughput, tmp_path, monkeypatch, capsys, arguments, message):
+def test_wrong_options_are_named(tmp_path, monkeypatch, capsys, arguments, message):
     Image.new("RGB", (64, 64)).save(tmp_path / "1.png")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
@@ -75,57 +74,116 @@ def test_wrong_options_are_named(throughput, tmp_path, monkeypatch, capsys, argu
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_device_that_is_not_there_is_named(throughput, capsys):
+def test_a_device_that_is_not_there_is_named(capsys):
     with pytest.raises(SystemExit):
         throughput.main(["--device", "cuda"])
     assert "no CUDA device" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["throughput", "ablations"])
-def test_each_benchmark_runs_as_a_script(tmp_path, name):
-    script = helpers.HERE / "benchmarks" / f"{name}.py"
-    command = [sys.executable, script, "--batch-size", "0"]
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("throughput", ["--batch-size", "0"], "--batch-size must be at least"),
+        (
+            "ablations",
+            ["--seeds", "0"],
+            "--seeds, --epochs, --conv-dim and --jobs must be at least",
+        ),
+        ("last_batch", ["runs/plain"], "required: runs"),
+    ],
+)
+def test_each_benchmark_runs_as_a_script(tmp_path, name, arguments, message):
+    command = [sys.executable, HERE / "benchmarks" / f"{name}.py", *arguments]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2 and "--batch-size must be at least" in done.stderr
+    assert done.returncode == 2 and message in done.stderr
+
+
+def test_busy_processes_work_until_they_are_ended():
+    def seconds_of_children() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    before = seconds_of_children()
+    with machine.busy(2):
+        time.sleep(1)
+        assert seconds_of_children() == before  # none has ended
+    assert seconds_of_children() - before > 0.3
+
+
+def test_the_hardware_is_named_with_its_best_instructions():
+    named = machine.hardware(torch.device("cpu"))
+    assert torch.backends.cpu.get_cpu_capability() in named and torch.__version__ in named
+    has_amx = bool(torch.cpu.get_capabilities().get("amx_tile"))
+    assert ("with AMX" in named, "without AMX" in named) == (has_amx, not has_amx)
 
 
 # ------------------------------------------------------------------------------------- ablations
 
 
-@pytest.fixture
-def ablations() -> types.ModuleType:
-    return importlib.import_module("ablations")
-
-
 def leave_results(folder: Path, n_steps: int) -> None:
-    """As if a run had trained there: the shipped weights, and the losses of its steps."""
-    (folder / "faces").mkdir(parents=True, exist_ok=True)
-    shutil.copy(helpers.WEIGHTS, folder / "faces" / "generator.safetensors")
-    lines = "epoch,batch,d_loss,g_loss\n" + "1,0,1,1\n" * n_steps
-    (folder / "faces" / "losses.csv").write_text(lines)
+    """As if a run had trained there: the shipped weights, others, and the losses of its steps."""
+    results = folder / "faces"
+    results.mkdir(parents=True, exist_ok=True)
+    shutil.copy(WEIGHTS, results / "generator.safetensors")
+    state = {n: t * 1.5 for n, t in safetensors.torch.load_file(WEIGHTS).items()}
+    torch.save({"parts": {"G": state}}, results / "checkpoint.pt")
+    losses = [f"1,{i},{i},{2 * i}\n" for i in range(n_steps)]
+    (results / "losses.csv").write_text("epoch,batch,d_loss,g_loss\n" + "".join(losses))
 
 
-def test_each_idea_is_a_change_of_the_notebooks_settings(ablations):
-    presets = helpers.load_definitions().presets
+def options_in(folder: Path, image_dir: Path) -> list[str]:
+    """Options of ablations that write to a folder only."""
+    places = {"data-dir": image_dir, "work-dir": folder / "runs", "csv": folder / "table.csv"}
+    places |= {"figure": folder / "figure.png", "readme": folder / "README.md"}
+    return [text for name, path in places.items() for text in (f"--{name}", str(path))]
+
+
+def test_each_row_is_a_change_of_the_recipe_that_users_get():
+    lesson = load_definitions()
+    full = lesson.presets["full"]
     options = ablations.options_of([])
-    reference = ablations.settings_of("reference", 1, options)
-    assert reference["seed"] == 1 and reference["preset"] == "reference"
-    for idea, change in ablations.IDEAS.items():
-        settings = ablations.settings_of(idea, 1, options)
-        known = presets["reference"].keys() | {"preset", "seed", "image_size"}
-        assert settings.keys() <= known, idea
-        if idea == "best recipe":
-            change = {n for n, v in presets["full"].items() if presets["reference"][n] != v}
-        changed = {n for n in settings if settings[n] != reference.get(n)}
-        assert changed == set(change)
-        assert bool(changed - {"image_size"}) == (idea not in ("reference", "64x64 pixels"))
-        recipe = changed - {"image_size", *ablations.SIZES}
-        assert all(presets["reference"][n] != settings[n] for n in recipe)
-    twice = ablations.settings_of("batches twice as large", 0, options)
-    assert twice["batch_size"] == 64 and isinstance(twice["batch_size"], int)
+    plain = ablations.settings_of("plain", 1, options)
+    assert plain["seed"] == 1 and plain["preset"] == "full" and plain["idea"] == ""
+    sizes = {"n_epochs": 12, "d_conv_dim": 32, "g_conv_dim": 32}
+    assert sizes.items() <= plain.items()
+    kept = plain.keys() - sizes.keys() - {"preset", "idea", "seed"}
+    assert all(plain[name] == full.get(name, getattr(lesson, name)) for name in kept)
+    ideas = {path.stem for path in (HERE / "ideas").glob("*.py")}
+    assert ideas < set(options.rows) and options.rows[0] == "plain"
+    assert len(options.rows) == len(set(options.rows)) == 1 + len(ideas) + 7
+    for row in options.rows[1:]:
+        settings = ablations.settings_of(row, 1, options)
+        changed = {n: settings[n] for n in settings if settings[n] != plain[n]}
+        expected = {"idea": row} if row in ideas else dict(p.split("=") for p in row.split())
+        assert {n: str(v) for n, v in changed.items()} == expected, row
+    assert "d_conv_dim=16" in options.rows
+    settings = ablations.settings_of("flips+dropout d_lr=0.0001 g_lr=0.0005", 0, options)
+    assert (settings["idea"], settings["d_lr"], settings["g_lr"]) == ("flips+dropout", 1e-4, 5e-4)
+    assert ablations.key_of(settings).count('.py": "') == 2  # a digest of each idea's file
 
 
-def test_results_are_added_and_not_made_twice(ablations, image_dir, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("text", "row"), [("", "plain"), (" flips  beta1=0.9", "flips beta1=0.9")])
+def test_a_rows_text_is_brought_to_one_form(text, row):
+    assert ablations.options_of(["--rows", text]).rows == [row]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("flips+flop", "'flop' is none of balanced, "),
+        ("mine.py", "'mine.py' is none of balanced, "),
+        ("beta=0.9", "cannot set beta"),
+        ("seed=3", "cannot set seed"),
+        ("beta1=high", "a setting's value must be a literal"),
+    ],
+)
+def test_a_row_that_cannot_be_is_named(capsys, row, message):
+    with pytest.raises(SystemExit):
+        ablations.options_of(["--rows", "plain", row])
+    assert message in capsys.readouterr().err
+
+
+def test_results_are_added_and_not_made_twice(image_dir, tmp_path, monkeypatch, capsys):
     made, runs = [], []
 
     def run_notebook(settings, folder, data_dir, threads):
@@ -135,69 +193,176 @@ def test_results_are_added_and_not_made_twice(ablations, image_dir, tmp_path, mo
             (folder / "faces").mkdir(parents=True)
             (folder / "faces" / "checkpoint.pt").touch()
             raise RuntimeError("a cell failed")
-        leave_results(folder, 12)
+        leave_results(folder, 510)
         return 1.5
 
     monkeypatch.setattr(ablations, "run_notebook", run_notebook)
-    arguments = ["--data-dir", str(image_dir), "--work-dir", str(tmp_path / "runs")]
-    arguments += ["--csv", str(tmp_path / "table.csv"), "--figure", str(tmp_path / "figure.png")]
-    arguments += ["--ideas", "reference", "flips"]
+    arguments = [*options_in(tmp_path, image_dir), "--rows", "plain", "flips"]
     n = len(helpers.find_images(image_dir, part="training"))
     with pytest.raises(RuntimeError, match="1 of 4 runs failed"):
-        ablations.main(arguments)
+        ablations.main([*arguments, "--seeds", "2"])
     assert "A run failed: a cell failed" in capsys.readouterr().err
     assert len(made) == 4 and len(ablations.read_rows(tmp_path / "table.csv")) == 4
-    ablations.main(arguments)
+    ablations.main([*arguments, "--seeds", "2"])
     assert len(made) == 5 and made[4] == made[2]  # the one that had failed
     rows = ablations.read_rows(tmp_path / "table.csv")
-    assert [row["idea"] for row in rows] == [
-        "real faces",
-        "reference",
-        "flips",
-        "flips",
-        "reference",
-    ]
+    assert [row["row"] for row in rows] == ["real faces", "plain", "flips", "flips", "plain"]
     assert [row["seconds"] for row in rows[1:]] == ["1.5"] * 3 + [""]  # it had begun before
-    assert {row["updates"] for row in rows[1:]} == {"12"} and rows[1]["images"] == str(4 * n)
+    assert {row["steps"] for row in rows[1:]} == {"510"} and rows[1]["images"] == str(12 * n)
+    assert rows[1]["d_loss"] == "259.5" and rows[1]["g_loss"] == "519"  # of the last 500 steps
     assert all(0 < float(row["swd"]) < 1000 and 0 < float(row["diversity"]) < 1 for row in rows)
-    assert json.loads(rows[2]["settings"])["flips"] is True
+    for measure in ablation_table.MEASURES:  # of G itself, which has other weights
+        assert rows[0][f"g_{measure}"] == ""
+        assert float(rows[1][f"g_{measure}"]) > 0
+        assert rows[1][f"g_{measure}"] != rows[1][measure]
+    assert json.loads(rows[2]["settings"])["idea"] == "flips"
     with Image.open(tmp_path / "figure.png") as figure:
         assert figure.width > 500
-    assert "reference, seed 1, updates 12" in capsys.readouterr().out
+    assert "plain, seed 1, epochs 12, conv_dim 32, steps 510" in capsys.readouterr().out
     Image.new("RGB", (64, 64)).save(helpers.find_images(image_dir, part="training")[0])
-    ablations.main(arguments)
+    ablations.main([*arguments, "--seeds", "2"])
     assert len(made) == 9  # of other images, everything is missing
     assert len(set(runs)) == 8  # and each has a folder of its own
+    monkeypatch.setattr(ablations, "key_of", lambda settings: json.dumps(settings | {"v": 2}))
+    ablations.main(arguments)
+    assert len(made) == 11  # an idea's file has changed
 
 
-def test_runs_of_each_seeds_own_subset_are_drawn(ablations, image_dir, tmp_path, monkeypatch):
-    drawn = []
-
+def test_a_table_is_of_runs_of_one_length(image_dir, tmp_path, monkeypatch, capsys):
     def run_notebook(settings, folder, data_dir, threads):
-        leave_results(folder, 1)
+        leave_results(folder, settings["n_epochs"])
         return 1.0
 
     monkeypatch.setattr(ablations, "run_notebook", run_notebook)
-    monkeypatch.setattr(ablations, "draw", lambda rows, path: drawn.append(rows))
-    arguments = ["--data-dir", str(image_dir), "--work-dir", str(tmp_path / "runs")]
-    arguments += ["--csv", str(tmp_path / "table.csv"), "--ideas", "flips", "--max-images", "30"]
-    ablations.main(arguments)
-    ablations.main([*arguments, "--epochs", "2"])  # of another length, so in a figure of their own
-    for n_epochs, (real, *runs) in zip((4, 2), drawn, strict=True):
-        assert real["idea"] == "real faces" and sorted(row["seed"] for row in runs) == ["0", "1"]
-        assert {json.loads(row["settings"])["n_epochs"] for row in runs} == {n_epochs}
-        assert len({row["data"] for row in runs}) == 2
+    drawn = []
+    monkeypatch.setattr(ablation_table, "draw", lambda table, path: drawn.append(table))
+    arguments = [*options_in(tmp_path, image_dir), "--max-images", "30", "--seeds", "2"]
+    ablations.main([*arguments, "--rows", "flips", "d_conv_dim=16"])
+    ablations.main([*arguments, "--rows", "flips", "--epochs", "2"])
+    assert drawn[0] == drawn[1]  # the larger one
+    tables = ablation_table.tables_of(ablations.read_rows(tmp_path / "table.csv"))
+    expected = [("12", {"flips", "d_conv_dim=16", "real faces"}), ("2", {"flips", "real faces"})]
+    for table, (n_epochs, names) in zip(tables, expected, strict=True):
+        assert table.keys() == names
+        for runs in [table[name] for name in names - {"real faces"}]:
+            assert sorted(row["seed"] for row in runs) == ["0", "1"]
+            assert {row["epochs"] for row in runs} == {n_epochs}
+            assert len({row["data"] for row in runs}) == 2  # each seed has its own subset
+        assert len(table["real faces"]) == 2
+    text = (tmp_path / "README.md").read_text()
+    assert text.index("### 12 steps, 32 channels") < text.index("### 2 steps, 32 channels")
 
 
-def test_pictures_of_64_are_measured_at_32(ablations, image_dir, tmp_path):
-    lesson = helpers.load_definitions()
-    G = lesson.Generator(10, 4, 64)
-    settings = {"z_size": "10", "g_conv_dim": "4", "image_size": "64", "residual": "False"}
-    safetensors.torch.save_file(G.state_dict(), tmp_path / "g.safetensors", settings)
-    measured = ablations.Measures(image_dir, None, 0)(tmp_path / "g.safetensors")
+def made_row(row: str, seed: int = 0, **values: object) -> dict[str, str]:
+    """A row as the CSV has it."""
+    numbers = dict.fromkeys(ablation_table.MEASURES, 20.0) | {"ita_distance": 0.1, "d_loss": 0.5}
+    run = {"row": row, "seed": seed, "epochs": 12, "conv_dim": 32, "steps": 6072, "seconds": 9}
+    run |= {"settings": '{"max_images": null}', "data": "16,196 images, 49a66ebc"} | numbers
+    if row == "real faces":
+        run |= dict.fromkeys(("seed", "epochs", "conv_dim", "steps", "d_loss", "settings"), "")
+    return {name: str(value) for name, value in (run | values).items()}
+
+
+def test_the_table_has_a_line_for_each_row_the_closest_first(tmp_path):
+    rows = [made_row("real faces", swd=13.86)]
+    rows += [made_row("plain", seed, swd=swd) for seed, swd in enumerate((20.0, 23.0))]
+    rows += [made_row("flips", swd=99), made_row("flips", swd=19.04, diversity=0.66666)]
+    rows += [made_row("beta1=0.9", swd=101), made_row("keep_last_batch", swd=50, steps=6084)]
+    for row in rows:
+        ablation_table.add_row(tmp_path / "table.csv", row)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"Before\n\n{ablation_table.START}\nold\n{ablation_table.END}\n\nAfter\n")
+    arguments = [*options_in(tmp_path, tmp_path / "nowhere"), "--table"]
+    for _ in range(2):  # the second time nothing changes
+        ablations.main(arguments)
+        lines = readme.read_text().splitlines()
+        assert lines[0] == "Before" and lines[-1] == "After" and "old" not in lines
+        assert "### 6,072 steps, 32 channels" in lines and lines.count(ablation_table.END) == 1
+        assert any("2 seeds have distances from 20.0 to 23.0" in line for line in lines)
+        cells = [[c.strip() for c in line.split("|")[1:-1]] for line in lines if "|" in line][2:]
+        names = ["**real faces**", "`flips`", "**plain**", "`keep_last_batch`", "`beta1=0.9`"]
+        assert [line[0] for line in cells] == names
+        assert [line[1] for line in cells] == ["", "1", "2", "1", "1"]
+        distances = ["13.9", "19.0", "21.5 (20.0 to 23.0)", "50.0", "101.0"]
+        assert [line[2] for line in cells] == distances
+        assert cells[1][3:6] == ["0.667", "20.0", "0.50"] and cells[0][5] == ""
+        assert cells[1][6].startswith("[Flips](flips.py): half of the real images")
+        assert cells[2][6] == cells[4][6] == ""
+    with Image.open(tmp_path / "figure.png") as figure:
+        assert figure.width > 500
+
+
+def test_the_readme_of_the_ideas_has_the_tables_place():
+    text = (HERE / "ideas" / "README.md").read_text(encoding="utf-8")
+    before, after = text.split(ablation_table.START)
+    assert after.count(ablation_table.END) == 1 and ablation_table.END not in before
+
+
+def test_the_readmes_example_is_an_idea(tmp_path):
+    text = (HERE / "ideas" / "README.md").read_text(encoding="utf-8")
+    (tmp_path / "mine.py").write_text(text.split("```python\n")[1].split("```")[0])
+    lesson = load_definitions()
+    d_lr = lesson.d_lr
+    helpers.apply_idea(str(tmp_path / "mine.py"), lesson)
+    D, _ = lesson.build_network(8, 8, 10)
+    x = torch.rand(4, 3, 32, 32)
+    assert lesson.d_lr == d_lr / 2 and not torch.equal(D.eval()(x), D(x))
+
+
+def test_pictures_of_64_are_measured_at_32(image_dir, tmp_path):
+    lesson = load_definitions()
+    _, G = lesson.build_network(4, 4, 10, 64)
+    settings = {"z_size": "10", "g_conv_dim": "4", "image_size": "64", "idea": ""}
+    (tmp_path / "faces").mkdir()
+    weights = tmp_path / "faces" / "generator.safetensors"
+    safetensors.torch.save_file(G.state_dict(), weights, settings)
+    torch.save({"parts": {"G": G.state_dict()}}, weights.with_name("checkpoint.pt"))
+    measured = ablations.Measures(image_dir, None, 0)(weights.parent)
     assert "swd_32" in measured and "swd_64" not in measured
+    assert all(measured[name] == measured[f"g_{name}"] for name in ablation_table.MEASURES)
 
 
-def test_a_run_that_fails_is_named(ablations, tmp_path):
-    with pytest.raises(RuntimeError, match="(?s)image_size is 48"):
-        ablations.run_notebook({"image_size": 48}, tmp_path / "run", tmp_path / "nowhere", 1)
+def test_a_run_that_fails_is_named(tmp_path):
+    with pytest.raises(RuntimeError, match="(?s)image_size is 40"):
+        ablations.run_notebook({"image_size": 40}, tmp_path / "run", tmp_path / "nowhere", 1)
+
+
+# ------------------------------------------------------------------------------- the last batch
+
+
+def test_losses_are_averaged_around_the_ends_of_epochs(tmp_path, monkeypatch, capsys):
+    for name, n_batches in (("plain", 30), ("keep_last_batch", 31)):
+        (tmp_path / name).mkdir()
+        lines = ["epoch,batch,d_loss,g_loss"]
+        for epoch in range(1, 7):
+            for batch in range(n_batches):
+                high = name != "plain" and batch == 0
+                lines.append(f"{epoch},{batch},{9 if epoch < 4 else epoch + 100 * high},1")
+        (tmp_path / name / "losses.csv").write_text("\n".join(lines) + "\n")
+    losses = last_batch.d_losses(tmp_path / "keep_last_batch")
+    assert losses.shape == (3, 31)  # epochs 4, 5 and 6
+    around = last_batch.around_ends(losses, 20)
+    assert around.shape == (40,) and around[20] == 105.5  # the mean of epochs 5 and 6
+    assert (around[:20] == 4.5).all() and (around[21:] == 5.5).all()
+    drawn = []
+    plot = last_batch.plt.Axes.plot
+    monkeypatch.setattr(
+        last_batch.plt.Axes, "plot", lambda *a, **k: drawn.append(a) or plot(*a, **k)
+    )
+    runs = [str(tmp_path / name) for name in ("plain", "keep_last_batch")]
+    last_batch.main([*runs, "--figure", str(tmp_path / "figure.png")])
+    (_, places, plain, _), (_, _, kept, _) = drawn
+    assert list(places) == list(range(-20, 20))
+    assert np.array_equal(kept, around) and kept[20] - plain[20] == 100
+    printed = capsys.readouterr().out
+    assert "plain: d_loss 5.000 at the first batch, 5.000 elsewhere" in printed
+    assert "keep_last_batch: d_loss 105.000 at the first batch, 5.000 elsewhere" in printed
+    with Image.open(tmp_path / "figure.png") as figure:
+        assert figure.width > 500
+
+
+def test_a_run_that_is_too_short_is_named(tmp_path):
+    lines = [f"{epoch},{batch},1,1" for epoch in (1, 2) for batch in range(3)]
+    (tmp_path / "losses.csv").write_text("\n".join(["epoch,batch,d_loss,g_loss", *lines]) + "\n")
+    with pytest.raises(SystemExit, match="at least 3"):
+        last_batch.main([str(tmp_path), str(tmp_path), "--figure", str(tmp_path / "figure.png")])

@@ -14,6 +14,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 import helpers
+from faces import download
 
 
 def load(folder: Path, **subset: int) -> np.ndarray:
@@ -191,7 +192,7 @@ def test_absent_data_are_downloaded_and_unpacked(server, tmp_path, capsys):
 def test_a_download_is_kept_for_the_next_time(server, tmp_path, monkeypatch):
     helpers.get_data(tmp_path / "faces")
     shutil.rmtree(tmp_path / "faces")
-    monkeypatch.setattr(helpers, "_is_reachable", lambda url: False)
+    monkeypatch.setattr(download, "is_reachable", lambda url: False)
     monkeypatch.setattr(server, "do_GET", None)
     assert len(helpers.find_images(helpers.get_data(tmp_path / "faces"))) == 40
 
@@ -205,12 +206,12 @@ def test_nothing_is_downloaded_to_a_place_that_cannot_be_written(server, tmp_pat
 
 @pytest.mark.parametrize("stalls", [False, True])
 def test_without_network_the_offline_set_is_used(tmp_path, cache, monkeypatch, capsys, stalls):
-    monkeypatch.setattr(helpers, "OFFLINE_FACES", 24)
+    monkeypatch.setattr(download, "OFFLINE_FACES", 24)
     with socket.create_server(("127.0.0.1", 0)) as listening:  # never answers
         port = listening.getsockname()[1]
         if not stalls:
             listening.close()
-        monkeypatch.setattr(helpers, "ARCHIVE_URL", f"http://127.0.0.1:{port}/archive.zip")
+        monkeypatch.setattr(download, "ARCHIVE_URL", f"http://127.0.0.1:{port}/archive.zip")
         started = time.monotonic()
         folder = helpers.get_data(tmp_path / "faces")
         assert time.monotonic() - started < 10

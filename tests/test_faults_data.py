@@ -24,6 +24,8 @@ from conftest import assert_nothing_left, make_zip
 from PIL import Image
 
 import helpers
+from faces import archive, download, files
+from faces.progress import Progress
 
 
 def names(folder: Path) -> list[str]:
@@ -53,9 +55,9 @@ def test_a_failed_download_leaves_nothing(
 ):
     server.behaviours = [behaviour]
     started = time.monotonic()
-    with pytest.raises(error, match=message.format(helpers.ARCHIVE_URL)):
+    with pytest.raises(error, match=message.format(download.ARCHIVE_URL)):
         helpers.get_data(tmp_path / "faces")
-    assert time.monotonic() - started < tries * helpers.DOWNLOAD_TIMEOUT + 5
+    assert time.monotonic() - started < tries * download.DOWNLOAD_TIMEOUT + 5
     assert server.asked == [behaviour] * tries
     assert capsys.readouterr().out.count("trying again") == tries - 1
     assert not (tmp_path / "faces").exists()
@@ -63,9 +65,9 @@ def test_a_failed_download_leaves_nothing(
 
 
 def test_a_server_that_stalls_is_left_within_a_minute():
-    pauses = (helpers.DOWNLOAD_TRIES - 1) * helpers.DOWNLOAD_PAUSE
-    reached = helpers._is_reachable.__defaults__[0]
-    assert reached + helpers.DOWNLOAD_TRIES * helpers.DOWNLOAD_TIMEOUT + pauses < 60
+    pauses = (download.DOWNLOAD_TRIES - 1) * download.DOWNLOAD_PAUSE
+    reached = download.is_reachable.__defaults__[0]
+    assert reached + download.DOWNLOAD_TRIES * download.DOWNLOAD_TIMEOUT + pauses < 60
 
 
 @pytest.mark.parametrize("first", [["breaks off"], ["503", "stalls"]])
@@ -160,7 +162,7 @@ def test_a_zip_of_links_holds_no_images(tmp_path, cache):
 
 @pytest.mark.parametrize(
     ("entries", "declared"),
-    [(1, helpers.LARGEST_IMAGE + 1), (1, 2**32 - 2), (11, helpers.LARGEST_IMAGE)],
+    [(1, archive.LARGEST_IMAGE + 1), (1, 2**32 - 2), (11, archive.LARGEST_IMAGE)],
 )
 def test_a_zip_that_would_grow_beyond_measure_is_refused(tmp_path, cache, entries, declared):
     bomb = tmp_path / "bomb.zip"
@@ -251,7 +253,7 @@ LITTER = ".unfinished-faces-*"
 drawn = helpers.generate_faces
 
 
-class FreezingProgress(helpers.Progress):
+class FreezingProgress(Progress):
     """Hangs after five images, as if the process were slow."""
 
     def __iter__(self) -> Iterator[Any]:
@@ -261,7 +263,7 @@ class FreezingProgress(helpers.Progress):
             yield item
 
 
-class SlowProgress(helpers.Progress):
+class SlowProgress(Progress):
     def __iter__(self) -> Iterator[Any]:
         for item in super().__iter__():
             time.sleep(0.04)
@@ -274,10 +276,14 @@ def freezing_faces(n: int, seed: int) -> Iterator[np.ndarray]:
     time.sleep(60)
 
 
+HOMES = {"CACHE": files, "Progress": archive}  # of what a test changes in a child; or download
+
+
 def child(settings: dict[str, Any], data_dir: Path, limit: int | None, answer: Connection) -> None:
     """A process of its own: answers with the number of images or the error, and what it printed."""
     for name, value in settings.items():
-        setattr(helpers, name, value)
+        assert hasattr(HOMES.get(name, download), name)
+        setattr(HOMES.get(name, download), name, value)
     if limit is not None:
         import resource
 
@@ -298,7 +304,7 @@ class Child:
         self, context: Any, data_dir: Path, limit: int | None = None, **settings: Any
     ) -> None:
         for name in ("CACHE", "ARCHIVE_URL", "ARCHIVE_SHA256", "OFFLINE_FACES"):
-            settings.setdefault(name, getattr(helpers, name))
+            settings.setdefault(name, getattr(HOMES.get(name, download), name))
         self.receiver, sender = context.Pipe(duplex=False)
         self.process = context.Process(target=child, args=(settings, data_dir, limit, sender))
         self.process.start()
@@ -372,8 +378,8 @@ def test_two_that_start_at_once_both_get_the_whole_folder(faces, cache, start):
 
 
 def test_a_kill_while_the_offline_set_is_made_does_no_harm(tmp_path, cache, monkeypatch, start):
-    monkeypatch.setattr(helpers, "OFFLINE_FACES", 12)
-    monkeypatch.setattr(helpers, "ARCHIVE_URL", "http://127.0.0.1:9/archive.zip")
+    monkeypatch.setattr(download, "OFFLINE_FACES", 12)
+    monkeypatch.setattr(download, "ARCHIVE_URL", "http://127.0.0.1:9/archive.zip")
     first = start(tmp_path / "faces", generate_faces=freezing_faces)
     wait_for(lambda: written(cache, "png") == 5)
     assert all(name.startswith(".") for name in names(cache))
@@ -388,7 +394,7 @@ def test_a_kill_while_downloading_does_no_harm(server, faces, tmp_path, cache, m
     add(faces, os.urandom(2**20), name="noise.txt")  # so that the first half gets to the disk
     server.content = faces.read_bytes()
     server.behaviours = ["stalls", "whole"]
-    monkeypatch.setattr(helpers, "ARCHIVE_SHA256", hashlib.sha256(server.content).hexdigest())
+    monkeypatch.setattr(download, "ARCHIVE_SHA256", hashlib.sha256(server.content).hexdigest())
     first = start(tmp_path / "faces")
     wait_for(lambda: any(path.stat().st_size for path in cache.glob(f"{LITTER}/*")))
     first.kill()
@@ -448,6 +454,6 @@ def test_a_zip_may_have_any_name_and_a_relative_path(image_dir, tmp_path, cache,
 
 def test_a_cache_folder_that_cannot_be_written_is_named(faces, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("mine")
-    monkeypatch.setattr(helpers, "CACHE", tmp_path / "file" / "cache")
+    monkeypatch.setattr(files, "CACHE", tmp_path / "file" / "cache")
     with pytest.raises(OSError, match="file.cache cannot be written to.*XDG_CACHE_HOME"):
         helpers.get_data(faces)

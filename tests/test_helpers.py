@@ -1,21 +1,28 @@
-"""Weights to faces, settings, the training run's files, pictures."""
+"""Weights to faces, a notebook's definitions, settings, the training run's files, pictures."""
 
 import csv
 import errno
+import inspect
 import os
 import subprocess
 import sys
-from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from conftest import blobs
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import helpers
+from faces import files
+from faces.checkpoints import CHECKPOINTS
+from faces.notebook import prepare
+from faces.settings import RANGES
 
 # ------------------------------------------------------------------------------- weights to faces
 
@@ -28,14 +35,9 @@ def test_the_same_seed_gives_the_same_faces():
     assert len(np.unique(faces, axis=0)) == 3
 
 
-def test_the_larger_faces_are_drawn_from_their_own_weights():
-    faces = helpers.generate_faces(2, 1, helpers.WEIGHTS.with_name("generator_64.safetensors"))
-    assert faces.shape == (2, 64, 64, 3) and faces.std(axis=(1, 2)).min() > 10
-
-
 def test_faces_are_drawn_from_any_working_directory(tmp_path):
     code = "import helpers; print(helpers.generate_faces(2, seed=0).shape)"
-    environment = os.environ | {"PYTHONPATH": str(helpers.HERE)}
+    environment = os.environ | {"PYTHONPATH": str(files.HERE)}
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
@@ -56,7 +58,7 @@ def test_drawing_faces_leaves_the_random_state_alone():
 )
 def test_weights_that_do_not_fit_are_named(tmp_path, fault):
     path = tmp_path / "weights.safetensors"
-    sizes = {"z_size": "100", "g_conv_dim": "64", "image_size": "32", "residual": "False"}
+    sizes = {"z_size": "100", "g_conv_dim": "64", "image_size": "32"}
     if fault == "no safetensors":
         path.write_bytes(b"\x80\x04pickle")
     elif fault == "no metadata":
@@ -68,6 +70,48 @@ def test_weights_that_do_not_fit_are_named(tmp_path, fault):
     error = FileNotFoundError if fault == "absent" else ValueError
     with pytest.raises(error, match="weights.safetensors"):
         helpers.generate_faces(1, seed=0, weights=path)
+
+
+@pytest.mark.parametrize("idea", ["{}", "flips+{}", "{}+flips", "../mine", "mine.py", "no_such"])
+def test_weights_run_no_code_outside_the_folder_of_ideas(tmp_path, monkeypatch, idea):
+    monkeypatch.chdir(tmp_path)
+    mine = tmp_path / "mine.py"
+    mine.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef names(lesson):\n    pass\n")
+    state = safetensors.torch.load_file(files.WEIGHTS)
+    metadata = {"z_size": "100", "g_conv_dim": "64", "image_size": "32", "idea": idea.format(mine)}
+    safetensors.torch.save_file(state, tmp_path / "weights.safetensors", metadata)
+    with pytest.raises(ValueError, match="weights.safetensors.*idea"):
+        helpers.generate_faces(1, seed=0, weights=tmp_path / "weights.safetensors")
+    assert not (tmp_path / "ran").exists()
+    metadata["idea"] = ""
+    safetensors.torch.save_file(state, tmp_path / "weights.safetensors", metadata)
+    faces = helpers.generate_faces(2, seed=1, weights=tmp_path / "weights.safetensors")
+    assert (faces == helpers.generate_faces(2, seed=1)).all()
+
+
+# ------------------------------------------------------------------------- a notebook's definitions
+
+
+def test_only_definitions_of_the_lesson_run(tmp_path):
+    cells = [
+        new_markdown_cell("# text"),
+        new_code_cell("import math\nsize = 32  # pixels\nfloor = math.floor(4.2)\nprint(size)"),
+        new_code_cell("class Twice:\n    by = 2\n\ndef double(x):\n    return Twice.by * x + size"),
+        new_code_cell("made = double(1)\nother: int = 3\nlater: int\nsizes = {'a': [size, -1]}"),
+        new_code_cell("raise SystemExit('this must not run')"),
+        new_code_cell("built = double(start)", metadata={"tags": ["build"]}),
+    ]
+    nbformat.write(new_notebook(cells=cells), tmp_path / "lesson.ipynb")
+    lesson = helpers.load_definitions(tmp_path / "lesson.ipynb")
+    assert lesson.double(1) == 34 and lesson.other == 3 and lesson.math.pi > 3
+    assert not {"floor", "made", "later", "sizes", "built"} & set(vars(lesson))
+    assert inspect.getsource(lesson.double).startswith("def double(x):")
+    assert sys.modules[lesson.double.__module__] is lesson
+    prepare(lesson, start=4, size=1)
+    assert lesson.built == 9 and not hasattr(lesson, "made")
+
+
+# --------------------------------------------------------------------------- tensors and pictures
 
 
 def test_to_uint8_covers_the_whole_range():
@@ -104,7 +148,14 @@ def test_the_nearest_image_is_found_with_its_distance():
 
 # --------------------------------------------------------------------------------------- settings
 
-PRESETS = {"full": {"batch_size": 128, "n_epochs": 20}, "quick": {"batch_size": 32, "n_epochs": 2}}
+PRESETS = {
+    "full": {"max_images": None, "n_epochs": 28},
+    "quick": {"max_images": 10_000, "n_epochs": 2},
+    "reference": {"max_images": None, "n_epochs": 28, "final_lr": 1.0},
+}
+GIVEN = dict(max_images=None, n_epochs=5, d_conv_dim=8, g_conv_dim=8, image_size=48, batch_size=2)
+GIVEN |= dict(z_size=1, d_lr=2e-4, g_lr=0.01, final_lr=0.01, beta1=0.0, ema_decay=0.999, seed=0)
+GIVEN |= dict(resume=True, skip_broken=False, fast=True)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +166,7 @@ PRESETS = {"full": {"batch_size": 128, "n_epochs": 20}, "quick": {"batch_size": 
         ("auto", False, "", "quick"),
         ("auto", True, "", "full"),
         ("auto", False, "full", "full"),
+        ("reference", False, "", "reference"),
     ],
 )
 def test_the_preset_is_chosen_and_said(
@@ -122,29 +174,35 @@ def test_the_preset_is_chosen_and_said(
 ):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerator)
     monkeypatch.setenv("FACES_PRESET", variable)
-    by_hand = {"batch_size": None, "n_epochs": 5}
-    chosen, settings = helpers.apply_preset(preset, PRESETS, by_hand)
-    assert chosen == expected
-    assert settings == PRESETS[expected] | {"n_epochs": 5}
-    printed = capsys.readouterr().out
-    assert f"preset {expected}" in printed and "n_epochs = 5  (given by hand)" in printed
+    given = GIVEN | {"something_else": 1}
+    settings = helpers.choose_settings(preset, PRESETS, given)
+    decided = {"max_images": PRESETS[expected]["max_images"]}
+    if expected == "reference":  # what only this one lists is a part of it
+        decided["final_lr"] = 1.0
+    assert settings == GIVEN | decided and list(settings) == list(RANGES)
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"preset {expected} (")
+    assert lines == [f"  {name} = {value}" for name, value in decided.items()]
 
 
 def test_an_unknown_preset_is_named():
-    with pytest.raises(ValueError, match="'fast'.*auto, full, quick"):
-        helpers.apply_preset("fast", PRESETS, {})
+    with pytest.raises(ValueError, match="'fast'.*auto, full, quick, reference"):
+        helpers.choose_settings("fast", PRESETS, GIVEN)
 
 
 def test_all_settings_out_of_range_are_named():
-    right = {"image_size": 64, "d_lr": 2e-4, "beta1": 0.0, "max_images": None, "n_epochs": 1}
-    helpers.check_settings(**right)
-    wrong = {"image_size": 48, "d_lr": 0.02, "beta1": 1, "max_images": 3, "n_epochs": 0.5}
-    wrong |= {"seed": "one", "z_size": True, "beta2": float("nan")}
+    assert helpers.choose_settings("full", PRESETS, GIVEN) == GIVEN
+    wrong = dict(max_images=3, n_epochs=0.5, d_conv_dim=0, g_conv_dim="64", image_size=40)
+    wrong |= dict(batch_size=1, z_size=True, d_lr=0.02, g_lr=None, final_lr=0, beta1=1)
+    wrong |= dict(ema_decay=float("nan"), seed="one", resume=1, skip_broken=None, fast="yes")
+    assert list(wrong) == list(GIVEN) == list(RANGES)
     with pytest.raises(ValueError) as caught:
-        helpers.check_settings(**wrong, batch_size=32)
+        helpers.choose_settings("full", PRESETS, wrong)
     assert [line.split()[0] for line in str(caught.value).splitlines()] == list(wrong)
-    with pytest.raises(ValueError, match="beta1 is 0.99: it must not be above beta2"):
-        helpers.check_settings(**right | {"beta1": 0.99, "beta2": 0.9})
+    wrong = dict(image_size=16, final_lr=1.1, seed=2**63, ema_decay=-0.1, d_lr=True, beta1=False)
+    for name, value in wrong.items():
+        with pytest.raises(ValueError, match=f"^{name} is {value}: it must be [^\n]*$"):
+            helpers.choose_settings("full", PRESETS, GIVEN | {name: value})
 
 
 def test_a_folder_with_results_is_not_written_to(tmp_path):
@@ -161,7 +219,7 @@ def test_a_folder_with_results_is_not_written_to(tmp_path):
     assert helpers.run_folder(second) == tmp_path / "faces-3"
 
 
-@pytest.mark.parametrize("name", helpers.CHECKPOINTS)
+@pytest.mark.parametrize("name", CHECKPOINTS)
 def test_a_folder_with_a_checkpoint_is_gone_on_with_unless_told_otherwise(tmp_path, name):
     (tmp_path / "faces").mkdir()
     (tmp_path / "faces" / name).write_text("mine")
@@ -197,17 +255,41 @@ def test_a_file_is_whole_or_not_there(tmp_path):
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
 
 
+class Painter(nn.Module):
+    """Paints the same pictures from all latents, as bright as its weight says."""
+
+    def __init__(self, pictures: torch.Tensor) -> None:
+        super().__init__()
+        self.pictures = pictures
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return self.pictures[: len(z)] * self.weight
+
+
 def test_a_training_run_writes_all_its_files(tmp_path, capsys):
-    generator = nn.Linear(2, 3)
-    parts, settings = {"G_average": generator}, {"z_size": 2, "image_size": 32}
+    pictures = torch.linspace(-1, 1, 30 * 3 * 8 * 8).view(30, 3, 8, 8)
+    painter = Painter(pictures)
+    settings = {"z_size": 2, "idea": "", "final_lr": 1.0, "resume": True, "n_epochs": 3}
+    batches = DataLoader(TensorDataset(torch.rand(48, 3, 8, 8), torch.zeros(48)), 16)
     distances = iter([0.5, 0.25, 0.75])
-    samples = torch.linspace(-1, 1, 4 * 3 * 8 * 8).view(4, 3, 8, 8)
-    with helpers.TrainingRun(tmp_path / "run", 3, 2, parts, settings, blobs) as run:
+
+    def judge(faces: torch.Tensor) -> dict[str, float]:
+        assert torch.equal(faces, pictures[:20] * painter.weight) and not faces.requires_grad
+        return {"swd": next(distances), "mean": 3.0}
+
+    def loss(D, real_images, fake_images):
+        return D(real_images).exp().mean() + D(fake_images).neg().exp().mean()
+
+    parts = {"G_average": painter}
+    with helpers.TrainingRun(tmp_path / "run", 3, 2, parts, settings, blobs, loss) as run:
         for epoch in run.epochs():
-            for i, _ in enumerate(run.batches([torch.zeros(16, 1)] * 3)):
+            for i, (images, z) in enumerate(run.batches(batches, lambda n: torch.ones(n, 2))):
+                assert torch.equal(images, batches.dataset.tensors[0][16 * i : 16 * (i + 1)])
+                assert torch.equal(z, torch.ones(16, 2)) and run.n_steps == 3 * (epoch - 1) + i
                 run.end_batch(torch.tensor(epoch + 0.5), torch.tensor(i))
-            nn.init.constant_(generator.weight, epoch)
-            run.end_epoch(samples / epoch, lambda faces: {"swd": next(distances), "mean": 3.0})
+            painter.weight.data.fill_(1 / epoch)
+            run.end_epoch(painter, torch.ones(20, 2), judge)
     assert sorted(p.name for p in run.output_dir.glob("[!.]*")) == [
         "checkpoint-before.pt",
         "checkpoint.pt",
@@ -224,16 +306,20 @@ def test_a_training_run_writes_all_its_files(tmp_path, capsys):
     measures = (run.output_dir / "measures.csv").read_text().split()
     assert measures == ["epoch,swd,mean", "1,0.5,3.0", "2,0.25,3.0", "3,0.75,3.0"]
     best = safetensors.torch.load_file(run.output_dir / "generator_best.safetensors")
-    assert (best["weight"] == 2).all()  # of the epoch with the smallest distance
+    assert best["weight"] == 0.5  # of the epoch with the smallest distance
     with open(run.output_dir / "losses.csv") as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["epoch", "batch", "d_loss", "g_loss"] and len(rows) == 10
     assert rows[5] == ["2", "1", "2.5", "1.0"]
     saved = np.load(run.output_dir / "samples.npz", allow_pickle=False)["samples"]
-    assert saved.shape == (3, 4, 8, 8, 3) and saved.dtype == np.uint8
-    assert (saved[0] == helpers.to_uint8(samples)).all()
+    assert saved.shape == (3, 16, 8, 8, 3) and saved.dtype == np.uint8
+    assert all((saved[i] == helpers.to_uint8(pictures[:16] / (i + 1))).all() for i in range(3))
+    with Image.open(run.output_dir / "samples_epoch_002.png") as picture:
+        assert (np.asarray(picture) == helpers.image_grid(saved[1], columns=8)).all()
     state = safetensors.torch.load_file(run.output_dir / "generator.safetensors")
-    assert torch.equal(state["weight"], generator.weight)
+    assert torch.equal(state["weight"], painter.weight)
+    with safetensors.safe_open(run.output_dir / "generator.safetensors", "pt") as opened:
+        assert opened.metadata() == {"z_size": "2", "idea": "", "final_lr": "1.0"}
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Epoch")]
     assert lines == [
         f"Epoch [    {epoch}/    3] | d_loss: {epoch + 0.5:.4f} | g_loss: {i}.0000"
@@ -250,32 +336,3 @@ def test_pictures_are_laid_out_row_by_row(tmp_path):
     helpers.show_images(images, 3, tmp_path / "grid.png", row_labels=["one", "two"])
     with Image.open(tmp_path / "grid.png") as picture:
         assert picture.width == 1000
-
-
-def test_the_animation_has_every_frame(tmp_path):
-    frames = list(blobs(5, 20, 30, seed=0))
-    helpers.save_animation(frames, tmp_path / "progress.gif")
-    with Image.open(tmp_path / "progress.gif") as picture:
-        assert (picture.n_frames, picture.size) == (5, (60, 40))
-
-
-# ------------------------------------------------------------------------- a notebook's definitions
-
-
-def test_only_definitions_of_a_notebook_run(tmp_path):
-    import nbformat
-    from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-
-    cells = [
-        new_markdown_cell("# text"),
-        new_code_cell("%matplotlib inline\nimport math\nimport beside\nsize = 2 * math.floor(4.2)"),
-        new_code_cell("def double(x):\n    return 2 * x + size"),
-        new_code_cell("made = double(1)\nmore = made + 1\nlong = beside.work()\nother = 3"),
-        new_code_cell("raise SystemExit('this must not run')"),
-    ]
-    (tmp_path / "beside.py").write_text("def work():\n    raise SystemExit('nor this')\n")
-    nbformat.write(new_notebook(cells=cells), tmp_path / "lesson.ipynb")
-    module = helpers.load_definitions(tmp_path / "lesson.ipynb")
-    assert module.double(1) == 10 and module.other == 3
-    assert not {"made", "more", "long"} & set(vars(module))
-    assert str(tmp_path) not in map(str, map(Path, sys.path))

@@ -1,14 +1,14 @@
 """The measures of generated faces, where the answer is known."""
 
-import types
-
 import numpy as np
 import pytest
 import torch
+import torchmetrics.image.fid
 from conftest import blobs
 from torch import nn
 
 import helpers
+from faces import download, inception, measures
 
 
 def to_faces(images: np.ndarray) -> torch.Tensor:
@@ -68,17 +68,17 @@ def test_sets_of_other_shapes_are_refused(real):
 
 def test_levels_are_what_a_blur_takes_away():
     images = blobs(3, 64, 64, seed=5)
-    levels = helpers._laplacian_pyramid(images)
+    levels = measures._laplacian_pyramid(images)
     assert [level.shape[-1] for level in levels] == [64, 32, 16]
     # a wave as fine as can be is all in the finest level, a coarse one hardly
     waves = [np.sin(np.arange(64) * 2 * np.pi / period + 1) * 100 + 128 for period in (2.5, 64)]
     energy = []
     for wave in waves:
         picture = np.tile(wave.astype(np.uint8)[None, :, None, None], (1, 1, 64, 3))
-        energy.append(helpers._laplacian_pyramid(picture)[0].square().mean().sqrt().item())
+        energy.append(measures._laplacian_pyramid(picture)[0].square().mean().sqrt().item())
     assert energy[0] > 50 and energy[1] < 2
     flat = np.full((2, 64, 64, 3), 77, np.uint8)
-    *details, rest = helpers._laplacian_pyramid(flat)
+    *details, rest = measures._laplacian_pyramid(flat)
     assert all(detail.abs().max() < 1e-3 for detail in details)
     assert torch.allclose(rest, torch.tensor(77.0), atol=1e-3)
 
@@ -204,15 +204,17 @@ def test_fid_is_that_of_gaussians():
 
 
 def test_missing_inception_weights_are_named(cache, monkeypatch):
-    monkeypatch.setattr(helpers, "INCEPTION_URL", "http://127.0.0.1:9/weights.pth")
+    monkeypatch.setattr(inception, "INCEPTION_URL", "http://127.0.0.1:9/weights.pth")
     with pytest.raises(OSError, match="http://127.0.0.1:9/weights.pth cannot be reached"):
         helpers.inception_distances(plain_faces((1, 2, 3)), plain_faces((1, 2, 3)))
 
 
 def test_wrong_inception_weights_are_not_loaded(server, monkeypatch):
-    monkeypatch.setattr(helpers, "INCEPTION_URL", helpers.ARCHIVE_URL)
+    monkeypatch.setattr(inception, "INCEPTION_URL", download.ARCHIVE_URL)
     monkeypatch.setattr(
-        helpers, "NoTrainInceptionV3", lambda *args: pytest.fail("loaded an unknown file")
+        torchmetrics.image.fid,
+        "NoTrainInceptionV3",
+        lambda *args: pytest.fail("loaded an unknown file"),
     )
     with pytest.raises(OSError, match="SHA-256 is wrong"):
         helpers.inception_distances(plain_faces((1, 2, 3)), plain_faces((1, 2, 3)))
@@ -280,73 +282,3 @@ def test_other_images_are_another_content():
     changed = images.copy()
     changed[9, 7, 7, 2] ^= 1
     assert helpers.content_of(images) != helpers.content_of(changed)
-
-
-# -------------------------------------------------------------------------- the recipe's parts
-
-
-@pytest.fixture
-def lesson() -> types.ModuleType:
-    torch.manual_seed(0)
-    return helpers.load_definitions()
-
-
-def test_augmentation_changes_pictures_and_passes_gradients(lesson):
-    lesson.augmented = True
-    x = torch.rand(64, 3, 32, 32, requires_grad=True)
-    y = lesson.augment(x)
-    assert y.shape == x.shape and (y != x).any(dim=(1, 2, 3)).all()
-    zeros = (y == 0).all(dim=1).float().mean(dim=(1, 2))  # blotted out, or moved in
-    assert 0.06 < zeros.min() and zeros.max() < 0.6
-    middle = lesson.augment(torch.ones(400, 3, 32, 32))[:, 0, 14:18, 14:18]  # never moved in
-    assert 0.2 < (middle == 0).float().mean() < 0.3  # 16 of 33 places in both directions
-    y.square().sum().backward()
-    assert (x.grad != 0).any(dim=(1, 2, 3)).all()
-    lesson.augmented = False
-    assert lesson.augment(x) is x
-
-
-def test_flips_mirror_about_half(lesson):
-    x = torch.rand(400, 3, 4, 4)
-    lesson.flips = True
-    y = lesson.mirror(x)
-    mirrored = (y == x.flip(3)).all(dim=(1, 2, 3))
-    assert 150 < mirrored.sum() < 250 and (y[~mirrored] == x[~mirrored]).all()
-    lesson.flips = False
-    assert lesson.mirror(x) is x
-
-
-def test_the_learning_rate_falls_to_a_hundredth(lesson):
-    lesson.celeba_train_loader = range(5)
-    optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], 0.1)
-    schedule = lesson.linear_decay(optimizer, n_epochs=2)
-    rates = []
-    for _ in range(10):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    assert rates == pytest.approx([0.1 - 0.0099 * i for i in range(10)])
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.001)
-
-
-def test_the_networks_take_the_recipes_changes(lesson):
-    D, G = lesson.build_network(8, 4, 10, 32, dropout=0.5, spectral_norm=True, residual=True)
-    assert G(torch.rand(3, 10)).shape == (3, 3, 32, 32)
-    x = torch.rand(3, 3, 32, 32)
-    assert D(x).shape == (3, 1) and not torch.equal(D(x), D(x))  # dropout
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in D.modules())
-    assert sum(isinstance(m, lesson.Residual) for m in G.modules()) == 3
-    for _ in range(30):
-        D(x)
-    layers = [m for m in D.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    norms = [torch.linalg.matrix_norm(m.weight.flatten(1), 2).item() for m in layers]
-    assert len(norms) == 8 and norms == pytest.approx([1] * 8, rel=0.05)
-    plain = lesson.build_network(8, 4, 10)[0]
-    assert not any(hasattr(m, "parametrizations") for m in plain.modules())
-
-
-def test_the_residual_block_is_no_linear_map(lesson):
-    block = lesson.Residual(4).eval()
-    x = torch.randn(2, 4, 8, 8)
-    assert block(x).shape == x.shape
-    assert not torch.allclose(block(-x), -block(x), atol=1e-3)

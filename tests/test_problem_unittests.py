@@ -17,9 +17,8 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from nbformat.v4 import new_code_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-import helpers
 import problem_unittests as rubric
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -155,7 +154,8 @@ def test_works_as_a_single_file_without_pytest(tmp_path):
     shutil.copy(MODULE, tmp_path)
     code = (
         "import sys\n"
-        "for name in ('pytest', 'helpers', 'nbformat', 'IPython'): sys.modules[name] = None\n"
+        "for name in ('pytest', 'helpers', 'faces', 'nbformat', 'IPython'):\n"
+        "    sys.modules[name] = None\n"
         "import problem_unittests as tests\n"
         "tests.test_scale(lambda x, feature_range=(-1, 1): 2 * x - 1)\n"
         "try: tests.test_scale(lambda x: x)\n"
@@ -379,12 +379,40 @@ def test_the_help_says_that_code_is_executed(capsys):
     assert "The code of the solution is executed" in capsys.readouterr().out
 
 
+def run_alone(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Run Python in a folder with nothing of this project on its path."""
+    hidden = ("PYTHONPATH", "PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER")
+    environment = {k: v for k, v in os.environ.items() if k not in hidden}
+    return subprocess.run(
+        [sys.executable, "-I", *arguments],
+        cwd=folder,
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("name", ["solution.ipynb", "dlnd_face_generation.ipynb"])
+def test_this_one_file_grades_a_notebook_beside_it(tmp_path, name):
+    shutil.copy(MODULE, tmp_path)
+    write_notebook(tmp_path / name, CLASSIC.split("\n\n\n"))
+    for module in ("helpers", "faces"):
+        missing = run_alone(tmp_path, "-c", f"import {module}")
+        assert missing.stderr.endswith(f"No module named '{module}'\n")
+    if name == "solution.ipynb":
+        run = run_alone(tmp_path, MODULE.name, name)
+        expected = "10 passed, 0 FAILED, 0 not found\n"
+    else:
+        run = run_alone(tmp_path, "-m", "pytest", "-q", MODULE.name)
+        expected = "\n10 passed in "
+    assert expected in run.stdout and run.returncode == 0, run.stdout + run.stderr
+    assert run.stderr == ""
+
+
 def test_pytest_and_the_command_line_use_the_notebook_beside_the_module(tmp_path):
-    for file in (MODULE, helpers.__file__):
-        shutil.copy(file, tmp_path)
+    shutil.copy(MODULE, tmp_path)
     broken = CLASSIC.replace("torch.tanh(self.t_conv3(x))", "self.t_conv3(x)")
     write_notebook(tmp_path / "dlnd_face_generation.ipynb", [broken])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for command, expected in (
         (
             ["-m", "pytest", "-q", MODULE.name, "-k", "scale or generator"],
@@ -392,22 +420,16 @@ def test_pytest_and_the_command_line_use_the_notebook_beside_the_module(tmp_path
         ),
         ([MODULE.name], ["generator            FAILED     Generator: pixel values leave [-1, 1]"]),
     ):
-        run = subprocess.run(
-            [sys.executable, *command],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
+        run = run_alone(tmp_path, *command)
         assert run.returncode == 1
         assert all(words in run.stdout for words in expected), run.stdout
 
 
-# -------------------------------------------------------------------- helpers.load_definitions
+# ---------------------------------------------------------------- a notebook's definitions
 
 
 def load(tmp_path: Path, *cells: str) -> types.ModuleType:
-    return helpers.load_definitions(write_notebook(tmp_path / "some.ipynb", list(cells)))
+    return rubric.load_definitions(write_notebook(tmp_path / "some.ipynb", list(cells)))
 
 
 def test_definitions_and_constants_are_loaded(tmp_path):
@@ -453,3 +475,29 @@ def test_a_default_may_be_what_only_a_run_gives(tmp_path):
     module = load(tmp_path, "import mine\na = mine.work()\ndef f(x=a): return x", "y = [a]")
     assert module.f() is None and module.f(2) == 2 and not module.__broken__
     assert not hasattr(module, "a") and not hasattr(module, "y")
+
+
+def test_only_definitions_of_a_notebook_run(tmp_path):
+    cells = [
+        new_markdown_cell("# text"),
+        new_code_cell("%matplotlib inline\nimport math\nimport beside\nsize = 2 * math.floor(4.2)"),
+        new_code_cell("def double(x):\n    return 2 * x + size"),
+        new_code_cell("made = double(1)\nmore = made + 1\nlong = beside.work()\nother = 3"),
+        new_code_cell("raise SystemExit('this must not run')"),
+    ]
+    (tmp_path / "beside.py").write_text("def work():\n    raise SystemExit('nor this')\n")
+    nbformat.write(new_notebook(cells=cells), tmp_path / "lesson.ipynb")
+    module = rubric.load_definitions(tmp_path / "lesson.ipynb")
+    assert module.double(1) == 10 and module.other == 3
+    assert not {"made", "more", "long"} & set(vars(module))
+    assert str(tmp_path) not in map(str, map(Path, sys.path))
+
+
+def test_settings_that_are_none_take_the_first_presets_values(tmp_path):
+    module = load(
+        tmp_path,
+        "size = None\nepochs = 7\nimages = None",
+        "presets = {'full': dict(size=64, epochs=28), 'quick': {'size': 32, 'epochs': 2}}",
+        "half = size // 2",
+    )
+    assert (module.size, module.epochs, module.images, module.half) == (64, 7, None, 32)

@@ -1,11 +1,15 @@
 """The training run: speed, several processes, stopping and going on, faults."""
 
+import copy
 import os
 import pickle
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,10 +17,13 @@ import safetensors.torch
 import torch
 from small_training import prepare, train
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 import helpers
 import problem_unittests
+from faces import recording
+from faces.files import HERE
+from faces.speed import multiply_patches
 
 SCRIPT = Path(__file__).with_name("small_training.py")
 
@@ -45,6 +52,18 @@ class SignalLoader(DataLoader):
 
     at, number, n_batches = -1, signal.SIGINT, 0
 
+    @classmethod
+    def like(cls, loader: DataLoader) -> "SignalLoader":
+        """Hands out what another loader does."""
+        return cls(
+            loader.dataset,
+            loader.batch_size,
+            sampler=loader.sampler,
+            drop_last=True,
+            generator=loader.generator,
+            collate_fn=loader.collate_fn,
+        )
+
     def __iter__(self):
         for batch in super().__iter__():
             if self.n_batches == self.at:
@@ -56,7 +75,7 @@ class SignalLoader(DataLoader):
 # ------------------------------------------------------------------------------------------ speed
 
 
-@pytest.mark.parametrize("image_size", [32, 64])
+@pytest.mark.parametrize("image_size", [32, 48, 64])
 def test_sped_up_networks_compute_the_same(image_size):
     lesson = helpers.load_definitions()
     torch.manual_seed(0)
@@ -64,7 +83,9 @@ def test_sped_up_networks_compute_the_same(image_size):
     fast = lesson.build_network(16, 16, 10, image_size)
     for a, b in zip(plain, fast, strict=True):
         b.load_state_dict(a.state_dict())
-    helpers.speed_up(*fast)
+    speed = helpers.Speed(torch.device("cpu"), fast=True)
+    speed.precision = "float32"
+    speed.up(*fast)
     assert any(type(m) is not nn.Conv2d for m in fast[0].modules() if isinstance(m, nn.Conv2d))
     z = torch.rand(6, 10)
     for (D, G), images in ((plain, plain[1](z)), (fast, fast[1](z))):
@@ -79,43 +100,61 @@ def test_sped_up_networks_compute_the_same(image_size):
     assert difference.norm() < 1e-3 * plain[1].gradient.norm()
 
 
-@pytest.mark.parametrize(("bfloat16", "tolerance"), [(False, 1e-3), (True, 0.1)])
-def test_the_fast_step_and_the_plain_one_agree(tmp_path, bfloat16, tolerance):
+def prepare_fast(folder: Path, precision: str, **options: Any) -> types.ModuleType:
+    """A lesson with the fast step in a precision, whatever this machine would choose."""
+    choose = "bfloat16" if precision == "bfloat16" else "float32"
+    with mock.patch("faces.speed.bfloat16_pays", lambda device: choose == "bfloat16"):
+        return prepare(folder, fast=True, **options)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-3), ("bfloat16", 0.1)])
+def test_the_fast_step_and_the_plain_one_agree(tmp_path, precision, tolerance):
     plain = train(prepare(tmp_path / "plain"))
-    fast = train(prepare(tmp_path / "fast", fast=True, use_bfloat16=bfloat16))
+    fast = train(prepare_fast(tmp_path / "fast", precision))
     assert len(plain) == len(fast) == 20
     assert np.abs(np.array(plain) - np.array(fast)).max() < tolerance
     assert plain != fast  # it is another way to compute it
 
 
+def test_bfloat16_is_for_training_only(tmp_path):
+    lesson = prepare_fast(tmp_path, "bfloat16")
+    assert lesson.speed.precision == "bfloat16"
+    z = torch.rand(4, 10)
+    images = {mode: lesson.G.train(mode)(z) for mode in (True, False)}
+    assert all(x.dtype == torch.float32 for x in images.values())
+    coarse = images[True].detach().bfloat16().float()
+    assert torch.equal(coarse, images[True]) and not torch.equal(images[False], coarse)
+    average = copy.deepcopy(lesson.G)
+    with torch.no_grad():
+        average.fc.weight.zero_()
+    assert not torch.equal(average.eval()(z), lesson.G.eval()(z))  # a copy has its own weights
+    assert isinstance(lesson.G, lesson.Generator)
+    assert list(average.state_dict()) == list(lesson.Generator(10, 8).state_dict())
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize(("bfloat16", "tolerance"), [(False, 1e-2), (True, 0.1)])
-def test_the_captured_step_and_the_plain_one_agree(tmp_path, bfloat16, tolerance):
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-2), ("bfloat16", 0.1)])
+def test_the_recorded_step_and_the_plain_one_agree(tmp_path, precision, tolerance):
     device = torch.device("cuda", 0)
-    losses = [
-        train(prepare(tmp_path / str(fast), device, n_images=44, fast=fast, use_bfloat16=bfloat16))
-        for fast in (False, True)
-    ]
-    assert np.abs(np.array(losses[0]) - np.array(losses[1])).max() < tolerance
+    plain = train(prepare(tmp_path / "plain", device, n_images=44))
+    fast = train(prepare_fast(tmp_path / "fast", precision, device=device, n_images=44))
+    assert np.abs(np.array(plain) - np.array(fast)).max() < tolerance
 
 
-class ReplayedStep:
-    """As a captured step looks from Python: after the first three calls, none of it runs."""
+def test_the_rubric_test_of_train_watches_a_plain_step(tmp_path):
+    lesson, watched = prepare(tmp_path), []
 
-    def __init__(self, step):
-        self.step, self.n_calls = step, 0
+    def notice(step: Any, *optimizers: Any) -> Any:
+        def run(images: torch.Tensor, z: torch.Tensor) -> Any:
+            watched.append(recording._is_watched())  # then a recorded step is not replayed
+            return step(images, z)
 
-    def __call__(self, batch):
-        self.n_calls += 1
-        if self.n_calls <= 3:
-            self.returned = self.step(batch)
-        return self.returned
+        return run
 
-
-def test_the_rubric_test_of_train_watches_a_plain_step(tmp_path, monkeypatch):
-    lesson = prepare(tmp_path, fast=True, on_cuda=True)
-    monkeypatch.setattr(helpers, "CapturedStep", ReplayedStep)
+    lesson.speed.step = notice
+    assert not recording._is_watched()
     problem_unittests.test_train(lesson.train)
+    assert watched and all(watched) and not recording._is_watched()
 
 
 @pytest.mark.parametrize(
@@ -133,27 +172,26 @@ def test_the_rubric_test_of_train_watches_a_plain_step(tmp_path, monkeypatch):
 def test_layers_of_other_kinds_compute_the_same(layer, size):
     x = torch.rand(2, 8, *size)
     expected = layer(x)
-    helpers.speed_up(nn.Sequential(layer))
+    multiply_patches(nn.Sequential(layer))
     assert torch.allclose(layer(x), expected, atol=1e-5)
 
 
 def test_d_gets_no_weight_gradients_in_gs_step(tmp_path):
     lesson = prepare(tmp_path)
-    gradients, update = [], lesson.g_optimizer.step
-    before = lesson.d_optimizer.step
+    gradients, n_equal = [], []
 
-    def d_step() -> None:
+    def after_d(*arguments: Any) -> None:
         gradients.append([p.grad.clone() for p in lesson.D.parameters()])
-        before()
 
-    def g_step() -> None:
+    def after_g(*arguments: Any) -> None:
         now = [p.grad for p in lesson.D.parameters()]
-        assert all(torch.equal(a, b) for a, b in zip(gradients[-1], now, strict=True))
-        update()
+        pairs = zip(gradients[-1], now, strict=True)
+        n_equal.append(sum(torch.equal(a, b) for a, b in pairs))
 
-    lesson.d_optimizer.step, lesson.g_optimizer.step = d_step, g_step
+    lesson.d_optimizer.register_step_post_hook(after_d)
+    lesson.g_optimizer.register_step_post_hook(after_g)
     train(lesson, 1)
-    assert len(gradients) == 5
+    assert n_equal == [len(list(lesson.D.parameters()))] * 5
 
 
 def test_memory_does_not_grow_with_the_data(tmp_path):
@@ -162,7 +200,7 @@ import resource, sys
 import numpy as np
 sys.path.insert(0, sys.argv[1])
 import helpers
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 for n in (18_000, 180_000):  # 55 MB and 553 MB
     np.lib.format.open_memmap(sys.argv[2], "w+", np.uint8, (n, 32, 32, 3)).flush()
     data = helpers.ImageArray(np.load(sys.argv[2], mmap_mode="r"))
@@ -170,7 +208,7 @@ for n in (18_000, 180_000):  # 55 MB and 553 MB
     helpers.nearest_images(np.array(data.images[:2]), data.images)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
-    command = [sys.executable, "-c", code, helpers.HERE, tmp_path / "images.npy"]
+    command = [sys.executable, "-c", code, HERE, tmp_path / "images.npy"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     small, large = map(float, done.stdout.split())
     assert large - small < 300
@@ -179,19 +217,19 @@ for n in (18_000, 180_000):  # 55 MB and 553 MB
 # -------------------------------------------------------------------------------- stop and go on
 
 
-ALL_IDEAS = dict(lr_decay=True, flips=True, augmented=True, normal_latents=True, real_label=0.9)
+ALL_IDEAS = dict(idea="flips+differentiable_augmentation+normal_latents+label_smoothing+balanced")
 
 
 @pytest.mark.parametrize(
     ("batch", "recipe"), [(0, {}), (2, {}), (4, {}), (5, {}), (8, {}), (7, ALL_IDEAS)]
 )
 def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, capsys, batch, recipe):
-    recipe, handler = recipe | dict(fast=True), signal.getsignal(signal.SIGINT)
+    recipe = recipe | dict(fast=True, final_lr=0.01 if recipe else 1.0)
+    handler = signal.getsignal(signal.SIGINT)
     whole = train(prepare(tmp_path / "whole", **recipe))
     lesson = prepare(tmp_path / "run", **recipe)
-    loader = SignalLoader(lesson.celeba_train_loader.dataset, 8, shuffle=True)
-    loader.at = batch
-    lesson.celeba_train_loader = loader
+    lesson.celeba_train_loader = SignalLoader.like(lesson.celeba_train_loader)
+    lesson.celeba_train_loader.at = batch
     losses = train(lesson)
     assert losses == whole[: batch + 1]
     assert "Stopped in epoch" in capsys.readouterr().out
@@ -206,7 +244,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, capsys, batch, recipe):
 def test_a_falling_learning_rate_goes_on_where_it_was(tmp_path):
     rates = []
     for n_epochs in (1, 2):
-        lesson = prepare(tmp_path, lr_decay=True)
+        lesson = prepare(tmp_path, settings={"final_lr": 0.0})
         lesson.linear_decay = lambda optimizer, n: torch.optim.lr_scheduler.LinearLR(
             optimizer, 1.0, 0.0, 10
         )
@@ -216,9 +254,10 @@ def test_a_falling_learning_rate_goes_on_where_it_was(tmp_path):
 
 
 def test_a_run_whose_learning_rate_falls_is_not_made_longer(tmp_path):
-    train(prepare(tmp_path, lr_decay=True, settings={"n_epochs": 1}), 1)
+    falling = dict(final_lr=0.01, settings={"n_epochs": 0, "final_lr": 0})
+    train(prepare(tmp_path, n_epochs=1, **falling), 1)
     with pytest.raises(ValueError, match="n_epochs: 1 there, 2 now"):
-        train(prepare(tmp_path, lr_decay=True, settings={"n_epochs": 2}), 2)
+        train(prepare(tmp_path, n_epochs=2, **falling), 2)
 
 
 def test_a_complete_run_is_not_trained_again_but_can_be_made_longer(tmp_path, capsys):
@@ -265,11 +304,11 @@ def test_other_settings_are_refused_and_named(tmp_path):
     folder = "räume mit leerzeichen"
     train(prepare(tmp_path / folder), 1)
     files = {p: p.read_bytes() for p in (tmp_path / folder).iterdir()}
-    settings = {"lr": 0.1, "n_epochs": 2, "batch_size": 8}
+    settings = {"lr": 0.1, "n_epochs": 2, "final_lr": 1.0, "width": 8}
     with pytest.raises(ValueError, match="other settings") as caught:
         train(prepare(tmp_path / folder, settings=settings), 2)
     lines = str(caught.value).splitlines()
-    assert lines[1:3] == ["  lr: 0.0002 there, 0.1 now", "  batch_size: None there, 8 now"]
+    assert lines[1:3] == ["  lr: 0.0002 there, 0.1 now", "  width: None there, 8 now"]
     assert "resume = False" in lines[3] and len(lines) == 4
     lesson = prepare(tmp_path / folder)
     lesson.scale = lambda images: images * 2 - 1
@@ -311,7 +350,8 @@ def test_two_runs_into_one_folder_are_refused(tmp_path):
             errors.append(caught.value)
             return super().__iter__()
 
-    lesson.celeba_train_loader = Meanwhile(lesson.celeba_train_loader.dataset, 8, shuffle=True)
+    dataset = lesson.celeba_train_loader.dataset
+    lesson.celeba_train_loader = Meanwhile(dataset, 8, collate_fn=dataset.collate)
     train(lesson, 1)
     assert len(errors) == 1
     train(prepare(tmp_path), 2)  # and now it is free
@@ -360,14 +400,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     train(prepare(tmp_path), 1)
     checkpoint, weights = (tmp_path / "checkpoint.pt").read_bytes(), state_of(tmp_path)
     lesson = prepare(tmp_path)
-    step, n = lesson.d_optimizer.step, iter(range(100))
+    n = iter(range(100))
 
-    def diverge() -> None:
-        step()
+    def diverge(*arguments: Any) -> None:
         if next(n) == 2:
             lesson.D.fc.weight.data.fill_(float("nan"))
 
-    lesson.d_optimizer.step = diverge
+    lesson.d_optimizer.register_step_post_hook(diverge)
     message = "A loss is no longer finite in epoch 2, batch 2.*last good checkpoint is .*point.pt"
     with pytest.raises(FloatingPointError, match=message):
         train(lesson, 2)
@@ -379,40 +418,66 @@ def test_a_weight_that_is_not_finite_is_never_saved(tmp_path):
     train(prepare(tmp_path), 1)
     before = (tmp_path / "checkpoint.pt").read_bytes()
     lesson = prepare(tmp_path)
-    step, n = lesson.g_optimizer.step, iter(range(100))
+    n = iter(range(100))
 
-    def diverge() -> None:
-        step()
+    def diverge(*arguments: Any) -> None:
         if next(n) == 4:  # in the epoch's last batch: no loss is left to show it
             lesson.G.fc.weight.data[0, 0] = float("inf")
 
-    lesson.g_optimizer.step = diverge
+    lesson.g_optimizer.register_step_post_hook(diverge)
     with pytest.raises(FloatingPointError, match="A weight of G.* epoch 2, batch 4.*checkpoint.pt"):
         train(lesson, 2)
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
 
 
+def test_a_batch_larger_than_the_data_is_named(tmp_path):
+    with pytest.raises(ValueError, match="batch_size.*lower it"):
+        train(prepare(tmp_path, n_images=7))
+
+
 @pytest.mark.parametrize(
-    ("d_loss", "real_label", "spread", "expected"),
+    ("d_loss", "idea", "spread", "expected"),
     [
-        (0.3, 1.0, 0.5, ""),
-        (0.01, 1.0, 0.5, "the discriminator has won"),
-        (0.05, 1.0, 0.5, ""),
-        (0.33, 0.9, 0.5, "the discriminator has won"),
-        (0.3, 1.0, 0.01, "the samples have collapsed"),
-        (0.1, None, 0.5, ""),
-        (0.001, None, 0.5, "the discriminator has won"),
+        (0.3, "", 0.5, ""),
+        (0.01, "", 0.5, "the discriminator has won"),
+        (0.05, "", 0.5, ""),
+        (0.33, "label_smoothing", 0.5, "the discriminator has won"),
+        (0.3, "", 0.01, "the samples have collapsed"),
+        (0.1, "least_squares", 0.5, ""),
+        (0.001, "least_squares", 0.5, "the discriminator has won"),
     ],
 )
-def test_a_training_that_fails_is_reported(tmp_path, capsys, d_loss, real_label, spread, expected):
-    parts = {"G_average": nn.Linear(1, 1)}
-    settings = {"real_label": real_label or 1.0, "least_squares": real_label is None}
+def test_a_training_that_fails_is_reported(tmp_path, capsys, d_loss, idea, spread, expected):
+    lesson = helpers.load_definitions()
+    helpers.apply_idea(idea, lesson)
     torch.manual_seed(0)
     samples = (torch.randn(16, 3, 8, 8) * spread).clamp(-1, 1)
-    with helpers.TrainingRun(tmp_path, 1, 1, parts, settings, prepare) as run:
+    generator = nn.Linear(1, 1)
+    generator.forward = lambda z: samples
+    run = helpers.TrainingRun(
+        tmp_path, 1, 1, {"G_average": generator}, {}, prepare, lesson.discriminator_loss
+    )
+    loader = DataLoader(TensorDataset(torch.zeros(12, 1), torch.zeros(12)), 4)
+    with run:
         for _ in run.epochs():
-            for _ in run.batches([torch.zeros(1, 4)] * 3):
+            for _ in run.batches(loader, torch.zeros):
                 run.end_batch(torch.tensor(d_loss), torch.tensor(2.0))
-            run.end_epoch(samples, lambda faces: {"swd": 1.0})
+            run.end_epoch(generator, torch.zeros(16), lambda faces: {"swd": 1.0})
     printed = capsys.readouterr().out
     assert (f"Warning, epoch 1; {expected}" in printed) if expected else ("Warning" not in printed)
+
+
+@pytest.mark.parametrize(
+    ("idea", "sure", "guess"),
+    [
+        ("", 0, 2 * np.log(2)),
+        ("least_squares", 0, 0.5),
+        ("label_smoothing", 0.325, 1.376),  # entropies of 0.9 and 0.1; of 0.45 and 0.55, twice
+    ],
+)
+def test_the_range_of_ds_loss_is_found(idea, sure, guess):
+    lesson = helpers.load_definitions()
+    helpers.apply_idea(idea, lesson)
+    state = torch.get_rng_state()
+    assert helpers.loss_range(lesson.discriminator_loss) == pytest.approx((sure, guess), abs=0.005)
+    assert torch.equal(torch.get_rng_state(), state)

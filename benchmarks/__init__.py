@@ -1,0 +1,1 @@
+"""How fast the training is, and what each idea for improvement does."""

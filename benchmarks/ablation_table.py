@@ -1,0 +1,151 @@
+"""The rows that ablations.py measures: as a CSV, a table in ideas/README.md and a figure."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import json
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+from faces.files import writing
+from faces.ideas import IDEAS
+
+NAMES = sorted(path.stem for path in IDEAS.glob("*.py"))
+REAL = "real faces"
+MEASURES = ["swd", "swd_32", "swd_16", "diversity", "nearest"]
+COLUMNS = ["row", "seed", "epochs", "conv_dim", "steps", "images", "seconds", *MEASURES]
+COLUMNS += [*(f"g_{name}" for name in MEASURES), "d_loss", "g_loss", "ita_dark", "ita_distance"]
+COLUMNS += ["threads", "hardware", "settings", "data"]
+START, END = "<!-- from here on made by benchmarks/ablations.py -->", "<!-- to here -->"
+Row = dict[str, Any]
+Table = dict[str, list[Row]]
+
+
+def add_row(path: Path, row: Row) -> None:
+    """Append a row to the CSV, and its header before the first one."""
+    is_new = not path.is_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if is_new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read the CSV; an empty list if there is none."""
+    if not path.is_file():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def publish(path: Path, readme: Path, figure: Path) -> None:
+    """From the CSV, put the tables between the two marks of a file, and draw the largest one."""
+    tables = tables_of(read_rows(path))
+    if not tables:
+        return
+    text = readme.read_text(encoding="utf-8") if readme.is_file() else f"{START}{END}\n"
+    before, after = text.split(START)[0], text.split(END)[1]
+    parts = [before + START, *map(as_text, tables), END + after]
+    readme.write_text("\n\n".join(parts), encoding="utf-8")
+    draw(tables[0], figure)
+    print(f"The rows are in {path}, the table is in {readme}, the figure in {figure}.")
+
+
+def tables_of(rows: list[Row]) -> list[Table]:
+    """Group the runs by length, size and images, and each group by rows, the closest one first.
+
+    Of runs of a row with the same seed, made before and after a change, the last one counts.
+    """
+    groups: dict[Any, dict[tuple[str, str], Row]] = defaultdict(dict)
+    real = [row for row in rows if row["row"] == REAL]
+    for row in rows:
+        if row["row"] != REAL:
+            images = json.loads(row["settings"])["max_images"] or row["data"]
+            groups[row["epochs"], row["conv_dim"], images][row["row"], row["seed"]] = row
+    tables = []
+    for group in groups.values():
+        table = defaultdict(list)
+        for row in group.values():
+            table[row["row"]].append(row)
+        contents = {row["data"] for row in group.values()}
+        table[REAL] = [row for row in real if row["data"] in contents]
+        closest = sorted(table, key=lambda name: statistics.mean(values_of(table[name], "swd")))
+        tables.append({name: table[name] for name in closest})
+    return sorted(tables, key=len, reverse=True)
+
+
+def values_of(runs: list[Row], column: str) -> list[float]:
+    """A column's values; real faces have none in some."""
+    return [float(run[column]) for run in runs if run[column] != ""]
+
+
+def as_text(table: Table) -> str:
+    """Write a table in Markdown, with a heading."""
+    runs = [run for name in table for run in table[name] if name != REAL]
+    steps = statistics.mode(int(run["steps"]) for run in runs)
+    about = f"{max(run['data'] for run in runs).rpartition(',')[0]} to train on."
+    plain = values_of(table.get("plain", []), "swd")
+    if len(plain) > 1:
+        about += (
+            f" The plain recipe's {len(plain)} seeds have distances from {min(plain):.1f} to "
+            f"{max(plain):.1f}: differences between rows that are not larger may be chance."
+        )
+    lines = [f"### {steps:,} steps, {runs[0]['conv_dim']} channels", "", about, ""]
+    lines += ["| row | seeds | distance | diversity | nearest | D's loss | |", "|---" * 7 + "|"]
+    for name, runs in table.items():
+        cells = [f"**{name}**" if name in ("plain", REAL) else f"`{name}`"]
+        cells += ["" if name == REAL else str(len(runs))]
+        for column, digits in (("swd", 1), ("diversity", 3), ("nearest", 1), ("d_loss", 2)):
+            values = values_of(runs, column)
+            cells.append(f"{statistics.mean(values):.{digits}f}" if values else "")
+            if column == "swd" and len(values) > 1:
+                cells[-1] += f" ({min(values):.1f} to {max(values):.1f})"
+        cells.append(title_of(name) if name in NAMES else "")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def title_of(idea: str) -> str:
+    """The first line of an idea's file, as a link to it."""
+    source = (IDEAS / f"{idea}.py").read_text(encoding="utf-8")
+    name, _, rest = ast.get_docstring(ast.parse(source)).splitlines()[0].partition(":")
+    return f"[{name}]({idea}.py):{rest}"
+
+
+def draw(table: Table, path: Path) -> None:
+    """Draw each row's measures: a dot a run, and the plain recipe's runs as a band."""
+    names = [name for name in table if name != REAL]
+    titles = {"swd": "Sliced Wasserstein\ndistance x 1000", "diversity": "Diversity\n(1 - MS-SSIM)"}
+    titles |= {"nearest": "Nearest training\nimage (grey levels)"}
+    titles |= {"ita_distance": "Distance of lightness\nfrom the data's"}
+    figure, axes = plt.subplots(
+        1, 4, figsize=(10, 1.2 + 0.27 * len(names)), sharey=True, layout="constrained"
+    )
+    for axis, (measure, title) in zip(axes, titles.items(), strict=True):
+        for y, name in enumerate(names):
+            values = values_of(table[name], measure)
+            color = "C3" if name == "plain" else "C0"
+            axis.plot(values, [y] * len(values), "o", color=color, markersize=5, alpha=0.7)
+            axis.plot(statistics.mean(values), y, "|", color=color, markersize=14)
+            if name == "plain":
+                axis.axvspan(min(values), max(values), color="C3", alpha=0.15)
+        real = statistics.mean(values_of(table[REAL], measure))
+        axis.axvline(real, color="grey", linestyle=":")
+        if measure == "swd":  # the worst are many times as far away as the best
+            axis.set_xscale("log", base=2)
+            axis.xaxis.set_major_formatter("{x:g}")
+        axis.set_title(title, fontsize=9)
+        axis.grid(axis="y", alpha=0.3)
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].invert_yaxis()
+    figure.supxlabel("dots: runs; bar: their mean; band: plain; dotted: real faces", size=9)
+    with writing(path) as temporary:
+        figure.savefig(temporary, dpi=100)
+    plt.close(figure)

@@ -1,0 +1,76 @@
+"""What the benchmarks need to know of the machine, and a judge that costs no time."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import Tensor
+
+
+class QuickJudge:
+    """In the place of ``helpers.Judge``, where its measures would take longer than the training."""
+
+    size = 16
+
+    def __call__(self, faces: Tensor) -> dict[str, float]:
+        """Return two measures of faces (n, 3, H, W) that any change of the faces changes."""
+        return {"swd": faces.std().item(), "mean": faces.mean().item()}
+
+
+def hardware(device: torch.device) -> str:
+    """Name the device, a processor's best instruction set, and the versions of what runs on it."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = platform.processor() or platform.machine()
+        if Path("/proc/cpuinfo").is_file():
+            lines = Path("/proc/cpuinfo").read_text().splitlines()
+            names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+            name = f"{len(os.sched_getaffinity(0))} cores of {names[0] if names else name}"
+        amx = "with" if torch.cpu.get_capabilities().get("amx_tile") else "without"
+        name += f" ({torch.backends.cpu.get_cpu_capability()}, {amx} AMX)"
+    return (
+        f"{name}; Python {platform.python_version()}, torch {torch.__version__}, "
+        f"torchvision {torchvision.__version__}"
+    )
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until the device has done all that it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def peak(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
+    """Measure the best FLOP/s of a product of two square matrices."""
+    n = 2048 if device.type == "cpu" else 8192
+    a, b = torch.randn(2, n, n, device=device).to(dtype)
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        started = time.perf_counter()
+        a @ b
+        wait_for(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * n**3 / best
+
+
+@contextmanager
+def busy(n: int) -> Iterator[None]:
+    """Let n other processes keep a core busy each."""
+    code = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: sum(range(10_000))"
+    processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(n)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()

@@ -1,0 +1,227 @@
+"""Checkpoints, and what must not have changed for a run to go on from one."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import io
+import os
+import pickle
+import re
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from faces.files import check_writable, writing
+from faces.processes import first_on_each_machine, is_first_process, say
+
+# The latest checkpoint, and the one before it.
+CHECKPOINTS = ("checkpoint.pt", "checkpoint-before.pt")
+
+
+def run_folder(path: str | Path, resume: bool = True) -> Path:
+    """Choose where a run's files go: ``path``, or ``path-2``, ``path-3`` ... if that is in use.
+
+    Args:
+        path: the folder asked for.
+        resume: take the first of them that holds the checkpoint of a run, to go on with it.
+
+    Returns:
+        The folder, which now exists; nothing that was there before is touched.
+
+    Raises:
+        ValueError: if the path has no name of its own, such as ``.``.
+        OSError: if it cannot be made or written to.
+    """
+    folder = Path(path).expanduser()
+    if not folder.name:
+        raise ValueError(f"output_dir is {path}: give a folder of its own, such as runs/faces.")
+    with first_on_each_machine():
+        while folder.exists() and (not folder.is_dir() or any(folder.glob("[!.]*"))):
+            if resume and any((folder / name).is_file() for name in CHECKPOINTS):
+                break
+            name, number = re.fullmatch(r"(.*?)(?:-(\d+))?", folder.name).groups(default="1")
+            folder = folder.with_name(f"{name}-{int(number) + 1}")
+        check_writable(folder, "output_dir")
+    return folder
+
+
+def code_of(*roots: Any) -> dict[str, str]:
+    """Digests of the source code of functions and classes, to notice a change.
+
+    Args:
+        roots: a function, and further functions and classes.
+
+    Returns:
+        A digest for each of them, and for all that they use, that are defined where the first one
+        is, such as in a notebook; by a name such as "the code of scale". It is "unknown" where the
+        source cannot be had.
+    """
+    digests: dict[str, str] = {}
+    todo = [inspect.unwrap(root) for root in roots]
+    names = todo[0].__globals__
+    while todo:
+        item = todo.pop()
+        name = f"the code of {item.__name__}"
+        if name in digests or item.__module__ != names.get("__name__"):
+            continue
+        members = vars(item).values() if isinstance(item, type) else [item]
+        functions = [m for m in members if isinstance(m, types.FunctionType)]
+        try:
+            source = "".join(map(inspect.getsource, functions))
+            digests[name] = hashlib.sha256(source.encode()).hexdigest()[:12]
+        except OSError:
+            digests[name] = "unknown"
+        codes = [function.__code__ for function in functions]
+        while codes:
+            code = codes.pop()
+            codes += [c for c in code.co_consts if isinstance(c, types.CodeType)]
+            used = [inspect.unwrap(names[n]) for n in code.co_names if n in names]
+            todo += [u for u in used if isinstance(u, (types.FunctionType, type))]
+    return digests
+
+
+def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint, and keep the one before.
+
+    Raises:
+        OSError: if the disk is full.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    latest, before = (folder / name for name in CHECKPOINTS)
+    with writing(latest) as path:
+        path.write_bytes(buffer.getbuffer())
+        if latest.is_file():
+            os.replace(latest, before)
+
+
+def read_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], str] | None:
+    """Find and read the latest checkpoint; with a hint for the messages that it is no use.
+
+    Raises:
+        ValueError: if it is damaged or no checkpoint.
+    """
+    found = [p for name in CHECKPOINTS if (p := folder / name).is_file()]
+    if not found:
+        return None
+    path = found[0]
+    hint = "set resume = False (or another output_dir) for a new run"
+    data = path.read_bytes()
+    try:
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        return path, dict(state, settings=dict(state["settings"])), hint
+    except Exception as error:  # torch.load raises many kinds
+        hint += f", or delete it to go on from {found[1].name}" if found[1:] else ""
+        reason = (str(error).splitlines() or [""])[0]
+        if isinstance(error, pickle.UnpicklingError):  # torch's own advice is to load it anyway
+            reason = "it is cut off, or holds more than numbers"
+        raise ValueError(
+            f"{path} is damaged, or is no checkpoint of this notebook ({reason}): {hint}."
+        ) from None
+
+
+def fixed_settings(
+    settings: dict[str, Any], parts: dict[str, Any], train: Callable[..., Any]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """What must be the same for a run to go on: settings, and digests of its code.
+
+    Args:
+        settings: all of them. "n_epochs" may change if "final_lr" is 1: learning rates that fall do
+            so over all epochs.
+        parts: what is trained.
+        train: the function that trains.
+    """
+    may_change = {"resume", "skip_broken"}
+    may_change |= {"n_epochs"} if settings.get("final_lr") == 1 else set()
+    networks = [type(part) for part in parts.values() if isinstance(part, nn.Module)]
+    code = code_of(train, *(c for network in networks for c in network.__mro__))
+    return {name: v for name, v in settings.items() if name not in may_change}, code
+
+
+def go_on(
+    folder: Path, parts: dict[str, Any], fixed: dict[str, Any], n_epochs: int
+) -> dict[str, Any] | None:
+    """Go on from a folder's checkpoint; all processes from that of the first.
+
+    Args:
+        folder: where it lies.
+        parts: what is brought to the state in the checkpoint.
+        fixed: settings and digests that must be the same there.
+        n_epochs: how many epochs the run is to have.
+
+    Returns:
+        The checkpoint; ``None`` if there is none.
+
+    Raises:
+        ValueError: if it cannot be read, has other settings, or does not fit.
+    """
+    read = [read_checkpoint(folder) if is_first_process() else None]
+    if dist.is_initialized():
+        dist.broadcast_object_list(read)
+    if read[0] is None:
+        return None
+    path, state, hint = read[0]
+    saved = state["settings"]
+    names = [n for n in saved | fixed if saved.get(n) != fixed.get(n)]
+    if names:
+        lines = [f"  {n}: {saved.get(n)} there, {fixed.get(n)} now" for n in names]
+        raise ValueError(
+            f"{folder} holds a run with other settings:\n"
+            + "\n".join(lines)
+            + f"\nSet them back to go on with it, or {hint}."
+        )
+    try:
+        set_states(parts, state["parts"])
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise ValueError(f"{path} does not fit these networks ({error}): {hint}.") from None
+    epoch, batch = state["epoch"], state["batch"]
+    done = f"{epoch} epochs" + (f" and {batch} batches" if batch else "")
+    if epoch < n_epochs:
+        say(f"Going on from {path}: {done} are done.")
+    else:
+        more = "" if "n_epochs" in fixed else "; to go on, raise n_epochs"
+        say(
+            f"{path} holds this run already, {done}: nothing is left to train. To do it anew, "
+            f"set resume = False{more}."
+        )
+    return state
+
+
+def states_of(parts: dict[str, Any]) -> dict[str, Any]:
+    """What ``set_states`` brings the same parts back to."""
+    return {n: p if isinstance(p, Tensor) else p.state_dict() for n, p in parts.items()}
+
+
+def set_states(parts: dict[str, Any], states: dict[str, Any]) -> None:
+    """Bring networks, optimizers, schedules and tensors to states saved on whatever device."""
+    for name, part in parts.items():
+        if isinstance(part, Tensor):
+            part.copy_(states[name])
+            continue
+        if isinstance(part, torch.optim.Optimizer):
+            pairs = zip(states[name]["param_groups"], part.param_groups, strict=True)
+            for saved, group in pairs:  # how it steps is of the device, not of the run
+                how = {n: group[n] for n in ("capturable", "fused", "foreach") if n in group}
+                saved.update(how, lr=float(saved["lr"]))
+        part.load_state_dict(states[name])
+
+
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """The random states of the CPU and of a device, by the device's type."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        states[device.type] = torch.get_device_module(device).get_rng_state()
+    return states
+
+
+def set_random_states(states: dict[str, Tensor], device: torch.device) -> None:
+    """Set the random states of the CPU and of a device back, as far as they are known."""
+    torch.set_rng_state(states["cpu"])
+    if device.type in states.keys() - {"cpu"}:
+        torch.get_device_module(device).set_rng_state(states[device.type])

@@ -1,0 +1,100 @@
+"""A file of ideas/ changes a lesson: its names, its networks once they are made, or both."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from faces.files import HERE
+
+IDEAS = HERE / "ideas"
+
+
+def apply_idea(
+    idea: str, lesson: str | ModuleType, settings: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Change a lesson by files of ideas/, or by files of the learner's own.
+
+    A file defines ``names(lesson)``, which gives names of the lesson another meaning,
+    ``networks(D, G)``, which changes the networks that ``build_network`` has made, or both.
+    Called again, it first takes back what it changed before.
+
+    Args:
+        idea: names of files in ideas/, or paths that end in ".py", joined by "+"; "" for none.
+        lesson: the module to change, or its name.
+        settings: names and values of the lesson's settings.
+
+    Returns:
+        The settings with the values that the lesson has now, and a digest of each file.
+
+    Raises:
+        ValueError: if there is no such file, or it defines neither function.
+    """
+    lesson = sys.modules[lesson] if isinstance(lesson, str) else lesson
+    lesson_names = vars(lesson)
+    for name, (plain, changed) in lesson_names.pop("_changed_by_ideas", {}).items():
+        if lesson_names.get(name) is changed:
+            lesson_names[name] = plain
+    before = dict(lesson_names)
+    digests = {}
+    for part in filter(None, idea.split("+")):
+        path = find_idea(part.strip())
+        found = _load(path)
+        if hasattr(found, "names"):
+            found.names(lesson)
+        if hasattr(found, "networks"):
+            lesson.build_network = _then(lesson.build_network, found.networks)
+        digests[f"the code of {path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+        print("idea:", (found.__doc__ or path.stem).strip().splitlines()[0])
+    changed = {name for name in before if lesson_names[name] is not before[name]}
+    lesson_names["_changed_by_ideas"] = {n: (before[n], lesson_names[n]) for n in changed}
+    now = {name: lesson_names.get(name, value) for name, value in (settings or {}).items()}
+    kept = {name: value for name, value in now.items() if not name.startswith("the code of ")}
+    return kept | {"idea": idea} | digests
+
+
+def find_idea(idea: str) -> Path:
+    """Return the file of an idea: a name in ideas/, or a path that ends in ".py".
+
+    Raises:
+        ValueError: if there is no such file.
+    """
+    is_own = idea.endswith(".py")
+    path = Path(idea).expanduser() if is_own else IDEAS / f"{idea}.py"
+    if not path.is_file() or not (is_own or idea.isidentifier()):
+        there = ", ".join(sorted(p.stem for p in IDEAS.glob("*.py")))
+        raise ValueError(
+            f"There is no idea {idea!r}: set idea to some of {there}, joined by '+', or to the "
+            "path of a file of your own that ends in '.py'."
+        )
+    return path
+
+
+def _load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"idea_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not (hasattr(module, "names") or hasattr(module, "networks")):
+        raise ValueError(f"{path} must define names(lesson), networks(D, G), or both.")
+    return module
+
+
+def _then(
+    build_network: Callable[..., tuple[nn.Module, nn.Module]],
+    change: Callable[[nn.Module, nn.Module], None],
+) -> Callable[..., tuple[nn.Module, nn.Module]]:
+    @functools.wraps(build_network)
+    def changed(*sizes: int, **named_sizes: int) -> tuple[nn.Module, nn.Module]:
+        D, G = build_network(*sizes, **named_sizes)
+        change(D, G)
+        return D, G
+
+    return changed

@@ -1,0 +1,200 @@
+"""How close generated pictures are to real ones, cheaply enough for each epoch."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+from torchvision.transforms import v2
+
+from faces.arrays import release_memory, to_uint8
+
+
+class Judge:
+    """Measures how close a generator's pictures are to real ones, cheaply enough for each epoch.
+
+    Args:
+        training: the pictures that it learns from, uint8 (N, H, W, 3).
+        held_out: real pictures that it does not learn from, uint8 (M, H, W, 3), M >= 2.
+
+    Attributes:
+        size: how many pictures are compared with as many held-out ones, up to 1000.
+        floor: what the same measures give for training pictures in the generator's place.
+    """
+
+    def __init__(self, training: np.ndarray, held_out: np.ndarray) -> None:
+        if len(held_out) < 2:
+            raise ValueError(f"{len(held_out)} images are held out: at least 2 are needed.")
+        random = np.random.default_rng(0)
+        self.size = min(1000, len(training), len(held_out))
+        self._training = training
+        self._held_out = held_out[random.permutation(len(held_out))[: 5 * self.size]]
+        chosen = random.permutation(len(training))[: 5 * self.size]
+        self.floor = self._measure(training[chosen], chosen)
+
+    def __call__(self, faces: Tensor) -> dict[str, float]:
+        """Measure pictures of a generator, float (n, 3, H, W) in [-1, 1].
+
+        Those of another size than the real ones are resized first.
+
+        Returns:
+            "swd": the mean of the sliced Wasserstein distances from held-out pictures over the
+            levels of detail, and "swd_SIDE", that of each level; "diversity"; "nearest": the median
+            distance from a picture to its nearest training picture, in grey levels. If ``n`` is
+            several times ``size``, each is the mean over sets of that size, up to five.
+        """
+        size = list(self._held_out.shape[1:3])
+        return self._measure(to_uint8(v2.functional.resize(faces, size, antialias=True)))
+
+    def _measure(self, images: np.ndarray, own: np.ndarray | None = None) -> dict[str, float]:
+        size = min(len(images), self.size)
+        sets: list[dict[str, float]] = []
+        for start in range(0, min(len(images), 5 * size) - size + 1, size):
+            part = images[start : start + size]
+            places = np.arange(start, start + size) % len(self._held_out)
+            others = self._held_out[places]  # each set has others, as far as there are some
+            distances = sliced_wasserstein(part, others)
+            measures = {"swd": sum(distances.values()) / len(distances)}
+            measures |= {f"swd_{side}": distance for side, distance in distances.items()}
+            itself = None if own is None else own[start : start + size][:200]
+            _, nearest = nearest_images(part[:200], self._training, itself)
+            measures |= {"diversity": diversity(part), "nearest": float(np.median(nearest))}
+            sets.append(measures)
+        return {name: float(np.mean([one[name] for one in sets])) for name in sets[0]}
+
+
+def sliced_wasserstein(
+    images: np.ndarray, others: np.ndarray, n_patches: int = 32, n_directions: int = 128
+) -> dict[int, float]:
+    """Sliced Wasserstein distance between two sets of pictures, at each level of detail.
+
+    Both sets are taken apart into a Laplacian pyramid, and each level into patches of 7x7 pixels,
+    at places drawn at random but always the same. Each set's patches are scaled to mean 0 and
+    variance 1 in each colour, so that a tint or a contrast that all pictures share does not count.
+    The distance is the mean, over random directions, of the Wasserstein distance between the two
+    sets of patches projected on a direction. Karras et al., Progressive growing of GANs, 2018,
+    https://arxiv.org/abs/1710.10196, section 5; they take 128 patches a picture and 512 directions.
+
+    Args:
+        images: uint8 array (n, H, W, 3), H = W = 16, 32, 64 ...
+        others: uint8 array (n, H, W, 3): as many of the same size.
+        n_patches: patches taken from each picture.
+        n_directions: directions that the patches are projected on.
+
+    Returns:
+        The distance times 1000 by the side of the level's pictures, the finest first. Between two
+        sets drawn from the same pictures it is not 0, but shrinks as they grow: compare it with
+        that floor.
+
+    Raises:
+        ValueError: if the two sets have not the same shape.
+    """
+    if images.shape != others.shape:
+        raise ValueError(
+            f"The sets of pictures have the shapes {images.shape} and {others.shape}: they must be "
+            "the same."
+        )
+    random = torch.Generator().manual_seed(0)
+    distances = {}
+    for level, other in zip(_laplacian_pyramid(images), _laplacian_pyramid(others), strict=True):
+        n, _, side, _ = level.shape
+        corners = torch.randint(side - 6, (2, 2, n, n_patches), generator=random)
+        directions = torch.randn(3 * 7 * 7, n_directions, generator=random)
+        directions /= directions.norm(dim=0)
+        a, b = (
+            (_patches_at(pictures, *places) @ directions).T.contiguous().sort(dim=1).values
+            for pictures, places in [(level, corners[0]), (other, corners[1])]
+        )  # (n_directions, n * n_patches) each
+        distances[side] = 1000 * (a - b).abs().mean().item()
+    return distances
+
+
+def _laplacian_pyramid(images: np.ndarray) -> list[Tensor]:
+    """Take pictures apart by detail; the last level, of 16x16 pixels or less, is what remains."""
+    x = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float()
+    row = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+    kernel = row.outer(row).expand(3, 1, 5, 5)
+
+    def smooth(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
+        return F.conv2d(F.pad(x, (2, 2, 2, 2), "reflect"), kernel, stride=stride, groups=3)
+
+    levels = []
+    while x.shape[-1] > 16:
+        smaller = smooth(x, kernel, stride=2)
+        spread = torch.zeros_like(x)
+        spread[:, :, ::2, ::2] = smaller
+        levels.append(x - smooth(spread, 4 * kernel, stride=1))
+        x = smaller
+    return [*levels, x]
+
+
+def _patches_at(pictures: Tensor, top: Tensor, left: Tensor) -> Tensor:
+    """Cut patches of 7x7 out of pictures (n, 3, H, W), all scaled alike: (n * n_patches, 147)."""
+    cut = pictures.unfold(2, 7, 1).unfold(3, 7, 1)  # (n, 3, H - 6, W - 6, 7, 7), a view
+    patches = cut[torch.arange(len(pictures))[:, None], :, top, left].flatten(0, 1)
+    deviation, mean = torch.std_mean(patches, dim=(0, 2, 3), keepdim=True)
+    return ((patches - mean) / deviation.clamp(min=1e-3)).flatten(1)
+
+
+def diversity(images: np.ndarray) -> float:
+    """Mean difference between two pictures of a set, 1 - MS-SSIM: 0 if all are the same.
+
+    MS-SSIM (Wang et al., 2003) compares brightness, contrast and structure of two pictures at three
+    scales; Odena et al. use it for the diversity of generated pictures (2017,
+    https://arxiv.org/abs/1610.09585). The pairs are each picture of the first half with that of the
+    second half; the window is made smaller than usual, to fit pictures of 32x32.
+
+    Args:
+        images: uint8 array (n, H, W, 3) in random order, n >= 2, H and W at least 32.
+    """
+    pictures = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float()
+    half = len(pictures) // 2
+    weights = torch.tensor([0.0448, 0.2856, 0.3001])  # the first three of five in the paper
+    similarity = multiscale_structural_similarity_index_measure(
+        pictures[:half],
+        pictures[half : 2 * half],
+        sigma=0.8,  # makes a window of 7 pixels, which fits into the smallest level
+        kernel_size=7,
+        betas=tuple((weights / weights.sum()).tolist()),
+        data_range=255.0,
+        normalize="relu",
+    )
+    return 1 - similarity.item()
+
+
+def nearest_images(
+    samples: np.ndarray, images: np.ndarray, other_than: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find each sample's nearest image, by the root mean square difference of their pixels.
+
+    Args:
+        samples: uint8 array (n, H, W, 3).
+        images: uint8 array (N, H, W, 3).
+        other_than: for each sample the index of an image that does not count (n,): itself.
+
+    Returns:
+        The nearest images' indices (n,) and their distances (n,), in grey levels from 0 to 255;
+        infinite where there is no image that counts.
+    """
+    flat = torch.from_numpy(np.array(samples)).flatten(1).float()
+    rows = torch.arange(len(flat))
+    smallest = torch.full((len(flat),), math.inf)
+    nearest = torch.zeros(len(flat), dtype=torch.int64)
+    for start in range(0, len(images), 4096):  # a block at a time: memory stays small
+        block = torch.from_numpy(np.array(images[start : start + 4096])).flatten(1).float()
+        release_memory(images)
+        distances = torch.cdist(flat, block)
+        if other_than is not None:
+            columns = torch.from_numpy(other_than) - start
+            here = (columns >= 0) & (columns < len(block))
+            distances[rows[here], columns[here]] = math.inf
+        values, indices = distances.min(dim=1)
+        nearest = torch.where(values < smallest, indices + start, nearest)
+        smallest = torch.minimum(values, smallest)
+    found = torch.from_numpy(images[nearest.numpy()]).flatten(1).float()
+    exact = (flat - found).square().mean(dim=1).sqrt()  # cdist rounds
+    return nearest.numpy(), torch.where(smallest.isinf(), math.inf, exact).numpy()

@@ -1,0 +1,257 @@
+"""The ideas for improvement: files that change the lesson, which knows of none of them."""
+
+import types
+
+import numpy as np
+import pytest
+import torch
+from small_training import prepare, train
+from torch import nn
+
+import helpers
+from faces import ideas
+
+NAMES = sorted(path.stem for path in ideas.IDEAS.glob("*.py"))
+
+
+@pytest.fixture
+def lesson() -> types.ModuleType:
+    torch.manual_seed(0)
+    return helpers.load_definitions()
+
+
+def file_of(name: str) -> types.ModuleType:
+    return ideas._load(ideas.find_idea(name))
+
+
+# ---------------------------------------------------------------------------------- the mechanism
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_idea_changes_the_training(tmp_path, name):
+    n_images = 44 if name == "keep_last_batch" else 40
+    plain = train(prepare(tmp_path / "plain", n_images=n_images), 2)
+    losses = train(prepare(tmp_path / name, idea=name, n_images=n_images), 2)
+    assert np.isfinite(losses).all() and losses != plain
+    assert len(losses) == (12 if name == "keep_last_batch" else 10)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_idea_says_what_it_is_on_a_page(name):
+    path = ideas.find_idea(name)
+    title = file_of(name).__doc__.splitlines()[0]
+    assert ": " in title and title.endswith(".") and title[0].isupper()
+    assert 10 <= len(path.read_text(encoding="utf-8").splitlines()) <= 50
+
+
+def test_ideas_are_taken_back_before_others_are_applied(lesson):
+    plain = dict(vars(lesson))
+    for chosen in ("flips+dropout", "flips", "", "least_squares", ""):
+        helpers.apply_idea(chosen, lesson)
+        changed = {name for name in plain if vars(lesson)[name] is not plain[name]}
+        expected = {"flips": "scale", "dropout": "build_network"}
+        parts = chosen.split("+")
+        wanted = {expected[part] for part in parts if part in expected}
+        wanted |= {"real_loss", "fake_loss"} if chosen == "least_squares" else set()
+        assert changed == wanted
+    helpers.apply_idea("flips", lesson)
+    lesson.scale = again = lambda x: x  # its cell was changed and run again
+    helpers.apply_idea("", lesson)
+    assert lesson.scale is again
+
+
+def test_an_idea_of_ones_own_is_found_by_its_path(lesson, tmp_path, capsys):
+    path = tmp_path / "slow.py"
+    path.write_text(
+        '"""Slow: D learns at half the rate."""\n\n\ndef names(lesson):\n'
+        "    lesson.d_lr = lesson.d_lr / 2\n"
+    )
+    before = {"d_lr": lesson.d_lr, "g_lr": lesson.g_lr}
+    settings = helpers.apply_idea(f"flips+{path}", lesson, before)
+    assert settings["d_lr"] == before["d_lr"] / 2 and settings["g_lr"] == before["g_lr"]
+    assert settings["idea"] == f"flips+{path}"
+    assert {"the code of flips.py", "the code of slow.py"} < settings.keys()
+    assert "idea: Slow: D learns at half the rate." in capsys.readouterr().out
+    plain = helpers.apply_idea("", lesson, settings)
+    assert plain == before | {"idea": ""}
+
+
+@pytest.mark.parametrize("idea", ["flip", "nowhere.py", "flips+flop", "../ideas/flips"])
+def test_an_idea_that_is_not_there_is_named(lesson, idea):
+    with pytest.raises(ValueError, match="There is no idea '.*dropout, flips"):
+        helpers.apply_idea(idea, lesson)
+
+
+def test_a_file_that_changes_nothing_is_named(lesson, tmp_path):
+    (tmp_path / "mine.py").write_text("def network(D, G):\n    pass\n")
+    with pytest.raises(ValueError, match=r"mine.py must define names\(lesson\), networks\(D, G\)"):
+        helpers.apply_idea(str(tmp_path / "mine.py"), lesson)
+
+
+def test_a_run_does_not_go_on_with_another_idea(tmp_path):
+    train(prepare(tmp_path, idea="flips"), 1)
+    with pytest.raises(ValueError, match="idea: flips there,  now") as caught:
+        train(prepare(tmp_path), 2)
+    assert "the code of flips.py: " in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["normal_latents", "residual", "balanced", "keep_last_batch"])
+def test_faces_are_drawn_as_they_were_trained(tmp_path, name):
+    sizes = {"z_size": 10, "g_conv_dim": 8, "image_size": 32}
+    lesson = prepare(tmp_path, idea=name, settings={**sizes, "n_epochs": 1, "final_lr": 1.0})
+    train(lesson, 1)
+    faces = helpers.generate_faces(3, seed=5, weights=tmp_path / "generator.safetensors")
+    torch.manual_seed(5)
+    z = lesson.sample_z(3)
+    assert (name == "normal_latents") == bool(z.abs().max() > 1)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["parts"]["G_average"]
+    lesson.G.load_state_dict(state)
+    with torch.no_grad():
+        expected = helpers.to_uint8(lesson.G.eval()(z))
+    assert (faces == expected).all()
+
+
+def test_a_weights_file_does_not_choose_code_to_run(tmp_path):
+    evil = tmp_path / "evil.py"
+    evil.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef names(lesson):\n    pass\n")
+    lesson = prepare(tmp_path / "run", idea=str(evil))
+    (tmp_path / "ran").unlink()
+    train(lesson, 1)
+    with pytest.raises(ValueError, match="generator.safetensors"):
+        helpers.generate_faces(1, seed=0, weights=tmp_path / "run" / "generator.safetensors")
+    assert not (tmp_path / "ran").exists()
+
+
+# -------------------------------------------------------------------------------------- the ideas
+
+
+def test_augmentation_changes_pictures_and_passes_gradients():
+    augment = file_of("differentiable_augmentation").augment
+    x = torch.rand(64, 3, 32, 32, requires_grad=True)
+    y = augment(x)
+    assert y.shape == x.shape and (y != x).any(dim=(1, 2, 3)).all()
+    zeros = (y == 0).all(dim=1).float().mean(dim=(1, 2))  # blotted out, or moved in
+    assert 0.06 < zeros.min() and zeros.max() < 0.6
+    middle = augment(torch.ones(400, 3, 32, 32))[:, 0, 14:18, 14:18]  # never moved in
+    assert 0.2 < (middle == 0).float().mean() < 0.3  # 16 of 33 places in both directions
+    y.square().sum().backward()
+    assert (x.grad != 0).any(dim=(1, 2, 3)).all()
+
+
+def test_augmentation_is_all_that_d_sees(lesson):
+    helpers.apply_idea("differentiable_augmentation", lesson)
+    D, _ = lesson.build_network(8, 8, 10)
+    seen = []
+    D.conv1.register_forward_pre_hook(lambda block, inputs: seen.append(inputs[0]))
+    x = torch.rand(4, 3, 32, 32)
+    D(x), D(x)
+    assert not torch.equal(seen[0], x) and not torch.equal(seen[0], seen[1])
+
+
+def test_flips_mirror_about_half(lesson):
+    scale = lesson.scale
+    helpers.apply_idea("flips", lesson)
+    x = torch.rand(400, 3, 4, 4)
+    y = lesson.scale(x)
+    mirrored = (y == scale(x.flip(3))).all(dim=(1, 2, 3))
+    assert 150 < mirrored.sum() < 250 and (y[~mirrored] == scale(x[~mirrored])).all()
+
+
+def test_spectral_norms_are_1(lesson):
+    helpers.apply_idea("spectral_norm", lesson)
+    D, _ = lesson.build_network(8, 4, 10)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in D.modules())
+    x = torch.rand(3, 3, 32, 32)
+    for _ in range(30):
+        D(x)
+    layers = [m for m in D.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    norms = [torch.linalg.matrix_norm(m.weight.flatten(1), 2).item() for m in layers]
+    assert len(norms) == 5 and norms == pytest.approx([1] * 5, rel=0.05)
+
+
+def test_the_residual_block_is_no_linear_map(lesson):
+    helpers.apply_idea("residual", lesson)
+    D, G = lesson.build_network(8, 4, 10)
+    blocks = [block[-1].eval() for block in (D.conv2, D.conv3, D.conv4, G.deconv1, G.deconv3)]
+    assert len({type(block).__name__ for block in blocks}) == 1
+    x = torch.randn(2, 16, 8, 8)
+    assert blocks[0](x).shape == x.shape
+    assert not torch.allclose(blocks[0](-x), -blocks[0](x), atol=1e-3)
+
+
+def test_dropout_is_in_each_of_ds_blocks(lesson):
+    helpers.apply_idea("dropout", lesson)
+    D, G = lesson.build_network(8, 4, 10)
+    assert sum(isinstance(m, nn.Dropout) for m in D.modules()) == 4
+    assert not any(isinstance(m, nn.Dropout) for m in G.modules())
+    x = torch.rand(3, 3, 32, 32)
+    assert not torch.equal(D(x), D(x)) and torch.equal(D.eval()(x), D(x))
+
+
+def test_smooth_labels_are_for_d_and_real_images_only(lesson):
+    helpers.apply_idea("label_smoothing", lesson)
+    real, fake = torch.ones(4, 1), torch.zeros(4, 1)
+    answers = {id(real): torch.full((4, 1), 2.0), id(fake): torch.full((4, 1), -1.0)}
+    bce = nn.functional.binary_cross_entropy_with_logits
+    d_loss = lesson.discriminator_loss(lambda x: answers[id(x)], real, fake)
+    expected = bce(answers[id(real)], torch.full((4, 1), 0.9)) + bce(answers[id(fake)], fake)
+    assert torch.isclose(d_loss, expected)
+    g_loss = lesson.generator_loss(lambda x: answers[id(x)], real, fake)
+    assert torch.isclose(g_loss, bce(answers[id(fake)], real))
+
+
+def test_least_squares_works_with_smooth_labels(lesson):
+    helpers.apply_idea("label_smoothing+least_squares", lesson)
+    real, fake = torch.ones(4, 1), torch.zeros(4, 1)
+    d_loss = lesson.discriminator_loss(lambda x: x * 2 + 0.5, real, fake)
+    assert d_loss.item() == pytest.approx((2.5 - 0.9) ** 2 + 0.5**2)
+
+
+def test_balanced_drawing_evens_the_classes_out(lesson):
+    light, dark = (241, 194, 170), (70, 45, 35)
+    faces = np.tile(np.array([light] * 90 + [dark] * 10, np.uint8)[:, None, None], (1, 32, 32, 1))
+    dataset = helpers.ImageArray(faces)
+    lesson.celeba_train_loader = torch.utils.data.DataLoader(
+        dataset, 10, True, drop_last=True, generator=torch.Generator(), collate_fn=dataset.collate
+    )
+    helpers.apply_idea("balanced", lesson)
+    drawn = [images for _ in range(20) for images, _ in lesson.celeba_train_loader]
+    assert len(drawn) == 200
+    share = (torch.cat(drawn).mean(dim=(1, 2, 3)) < 0.5).float().mean()
+    assert 0.45 < share < 0.55  # of the dark ones; 2,000 draws have a deviation of 0.011
+
+
+def test_the_last_batch_has_what_is_left(tmp_path):
+    lesson = prepare(tmp_path, idea="keep_last_batch", n_images=44)
+    assert [len(images) for images, _ in lesson.celeba_train_loader] == [8] * 5 + [4]
+
+
+# ----------------------------------------------------------------------------- the lesson's recipe
+
+
+def test_the_learning_rate_falls_to_a_hundredth(lesson):
+    lesson.celeba_train_loader = range(5)
+    optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], 0.1)
+    schedule = lesson.linear_decay(optimizer, n_epochs=2)
+    rates = []
+    for _ in range(10):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([0.1 - 0.0099 * i for i in range(10)])
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.001)
+
+
+@pytest.mark.parametrize("decay", [0.999, 0.0])
+def test_the_moving_average_forgets_the_first_weights(lesson, decay):
+    lesson.ema_decay = decay
+    for n_steps, weight in [(1, 10 / 11), (90, 10 / 100), (10**6, 1e-3)]:
+        average, G = (lesson.build_network(8, 4, 10)[1] for _ in range(2))
+        G(torch.rand(8, 10))  # moves batch norm's statistics
+        old = {name: tensor.clone() for name, tensor in average.state_dict().items()}
+        lesson.update_average(average, G, n_steps)
+        weight = weight if decay else 1.0
+        for name, new in G.state_dict().items():
+            if new.is_floating_point():
+                expected = (1 - weight) * old[name] + weight * new
+                assert torch.allclose(average.state_dict()[name], expected, atol=1e-6), name
