@@ -102,8 +102,8 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     """Batch norm over the batches of all processes; PyTorch's own does so on GPUs only."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise (N, C, H, W); in evaluation mode as the plain one does."""
-        if not self.training:
+        """Normalise (N, C, H, W); in evaluation mode, or alone again, as the plain one does."""
+        if not self.training or not dist.is_initialized():
             return super().forward(x)
         n = x.numel() // x.shape[1] * dist.get_world_size()
         values = x.to(torch.promote_types(x.dtype, torch.float32))

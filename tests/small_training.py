@@ -22,18 +22,10 @@ from torch.utils.data import DataLoader
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import helpers
+from benchmarks.machine import QuickJudge
 from faces import checkpoints, notebook
 
 CPU = torch.device("cpu")
-
-
-class QuickJudge:
-    """In the place of helpers.Judge, which would take longer than these trainings."""
-
-    size = 16
-
-    def __call__(self, faces: torch.Tensor) -> dict[str, float]:
-        return {"swd": faces.std().item(), "mean": faces.mean().item()}
 
 
 def prepare(
