@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from faces.arrays import to_uint8
 from faces.files import WEIGHTS
-from faces.ideas import apply_idea
+from faces.ideas import change_lesson, load_ideas
 from faces.notebook import load_definitions
 
 
@@ -68,8 +68,8 @@ def _generator_and_latents(n: int, seed: int, weights: str | Path) -> tuple[nn.M
     if not re.fullmatch(r"[\w+]*", idea):  # a file of weights must not choose what code runs
         raise ValueError(f"they were trained with {idea!r}, which is not in ideas/")
     lesson = load_definitions()
+    change_lesson(lesson, load_ideas(idea))
     lesson.z_size, lesson.device = z_size, torch.device("cpu")
-    apply_idea(idea, lesson)
     _, G = lesson.build_network(8, conv_dim, z_size, image_size)
     G.load_state_dict(state)
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed other devices too

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pooch
 from torch import nn
 
 from faces.files import HERE
@@ -39,26 +39,44 @@ def apply_idea(
         ValueError: if there is no such file, or it defines neither function.
     """
     lesson = sys.modules[lesson] if isinstance(lesson, str) else lesson
-    lesson_names = vars(lesson)
-    for name, (plain, changed) in lesson_names.pop("_changed_by_ideas", {}).items():
-        if lesson_names.get(name) is changed:
-            lesson_names[name] = plain
-    before = dict(lesson_names)
-    digests = {}
-    for part in filter(None, idea.split("+")):
-        path = find_idea(part.strip())
-        found = _load(path)
-        if hasattr(found, "names"):
-            found.names(lesson)
-        if hasattr(found, "networks"):
-            lesson.build_network = _then(lesson.build_network, found.networks)
-        digests[f"the code of {path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-        print("idea:", (found.__doc__ or path.stem).strip().splitlines()[0])
-    changed = {name for name in before if lesson_names[name] is not before[name]}
-    lesson_names["_changed_by_ideas"] = {n: (before[n], lesson_names[n]) for n in changed}
-    now = {name: lesson_names.get(name, value) for name, value in (settings or {}).items()}
+    found = load_ideas(idea)
+    change_lesson(lesson, found)
+    for module in found:
+        print("idea:", (module.__doc__ or module.__name__).strip().splitlines()[0])
+    now = {name: getattr(lesson, name, value) for name, value in (settings or {}).items()}
     kept = {name: value for name, value in now.items() if not name.startswith("the code of ")}
-    return kept | {"idea": idea} | digests
+    files = [Path(module.__file__) for module in found]
+    digests = {f"the code of {path.name}": pooch.file_hash(path)[:12] for path in files}
+    return kept | {"idea": "+".join(_parts(idea))} | digests
+
+
+def change_lesson(lesson: ModuleType, ideas: Sequence[ModuleType]) -> None:
+    """Take back what was changed before, then change a lesson by loaded files."""
+    names = vars(lesson)
+    for name, (plain, changed) in names.pop("_changed_by_ideas", {}).items():
+        if names.get(name) is changed:  # else its cell was run again
+            names[name] = plain
+    before = dict(names)
+    for module in ideas:
+        if hasattr(module, "names"):
+            module.names(lesson)
+        if hasattr(module, "networks"):
+            lesson.build_network = _then(lesson.build_network, module.networks)
+    changed = {name for name in before if names[name] is not before[name]}
+    names["_changed_by_ideas"] = {name: (before[name], names[name]) for name in changed}
+
+
+def load_ideas(idea: str) -> list[ModuleType]:
+    """Import the files of ideas, given as for ``apply_idea``.
+
+    Raises:
+        ValueError: as there.
+    """
+    return [_load(find_idea(part)) for part in _parts(idea)]
+
+
+def _parts(idea: str) -> list[str]:
+    return [part.strip() for part in idea.split("+") if part.strip()]
 
 
 def find_idea(idea: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from tqdm import tqdm
 
 
@@ -62,7 +62,12 @@ class Processes:
             for module in network.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     module.__class__ = SyncBatchNorm2d
-        return [nn.parallel.DistributedDataParallel(n, broadcast_buffers=False) for n in networks]
+        parallel = nn.parallel.DistributedDataParallel
+        known = inspect.signature(parallel).parameters
+        new = "forward_sync_buffers"  # PyTorch 2.14's name of broadcast_buffers
+        return [
+            parallel(n, **{new if new in known else "broadcast_buffers": False}) for n in networks
+        ]
 
     def leave(self) -> None:
         """End all processes but the first."""
@@ -107,15 +112,29 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         n = x.numel() // x.shape[1] * dist.get_world_size()
         values = x.to(torch.promote_types(x.dtype, torch.float32))
-        mean = all_reduce(values.sum((0, 2, 3), keepdim=True)) / n
+        mean = _AllReduce.apply(values.sum((0, 2, 3), keepdim=True)) / n
         centred = values - mean
-        variance = all_reduce(centred.square().sum((0, 2, 3), keepdim=True)) / n
+        variance = _AllReduce.apply(centred.square().sum((0, 2, 3), keepdim=True)) / n
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean.flatten(), self.momentum)
             self.running_var.lerp_(variance.flatten() * n / (n - 1), self.momentum)
         weight, bias = (p.view(1, -1, 1, 1) for p in (self.weight, self.bias))
         return (centred * (variance + self.eps).rsqrt() * weight + bias).to(x.dtype)
+
+
+class _AllReduce(torch.autograd.Function):
+    """The sum over all processes, for the backward pass too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _AllReduce.forward(ctx, gradient)
 
 
 def say(line: str) -> None:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from faces.recording import RecordedStep
+from faces.cuda_graph import RecordedStep
 
 
 class Speed:

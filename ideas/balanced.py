@@ -19,7 +19,7 @@ def names(lesson: ModuleType) -> None:
         loader.dataset,
         loader.batch_size,
         sampler=sampler,
-        drop_last=True,
+        drop_last=loader.drop_last,
         generator=loader.generator,
         collate_fn=loader.collate_fn,
     )

@@ -1,4 +1,4 @@
-"""Flips: half of the real images are mirrored at random, so that D sees twice as many faces."""
+"""Flips: half of the real images are mirrored at random, so that D sees twice as many pictures."""
 
 from types import ModuleType
 

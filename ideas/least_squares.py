@@ -12,7 +12,7 @@ from torch.nn.functional import mse_loss
 
 
 def names(lesson: ModuleType) -> None:
-    """Give both losses another meaning."""
+    """Replace both losses."""
 
     def real_loss(D_out: Tensor, label: float = 1.0) -> Tensor:
         return mse_loss(D_out, torch.full_like(D_out, label))

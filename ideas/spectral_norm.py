@@ -1,7 +1,7 @@
 """Spectral norm: in D, spectral normalisation takes the place of batch norm.
 
-Each layer's weights are divided by their largest singular value, so that D's answer changes no
-faster than its input (Miyato et al., 2018, https://arxiv.org/abs/1802.05957).
+Each layer's weights are divided by their largest singular value, which bounds how fast D's
+answer can change with its input (Miyato et al., 2018, https://arxiv.org/abs/1802.05957).
 """
 
 import torch

@@ -82,6 +82,14 @@ def test_an_idea_that_is_not_there_is_named(lesson, idea):
         helpers.apply_idea(idea, lesson)
 
 
+def test_a_mistake_in_one_idea_leaves_the_lesson_as_it_was(lesson):
+    plain = dict(vars(lesson))
+    with pytest.raises(ValueError, match="There is no idea 'nonsense'"):
+        helpers.apply_idea("dropout+nonsense", lesson)
+    assert dict(vars(lesson)) == plain
+    assert helpers.apply_idea(" dropout + flips ", lesson)["idea"] == "dropout+flips"
+
+
 def test_a_file_that_changes_nothing_is_named(lesson, tmp_path):
     (tmp_path / "mine.py").write_text("def network(D, G):\n    pass\n")
     with pytest.raises(ValueError, match=r"mine.py must define names\(lesson\), networks\(D, G\)"):

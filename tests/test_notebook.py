@@ -267,6 +267,7 @@ def run_script(executed: Path, name: str, *command: str) -> tuple[str, np.ndarra
         text=True,
     )
     assert run.returncode == 0, run.stderr[-3000:]
+    assert [line for line in run.stderr.splitlines() if "FutureWarning" in line] == []
     losses = np.loadtxt(executed / name / "losses.csv", delimiter=",", skiprows=1)
     return run.stdout, losses[:, 2:]
 

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import helpers
 import problem_unittests
-from faces import recording
+from faces import cuda_graph
 from faces.files import HERE
 from faces.speed import multiply_patches
 
@@ -146,15 +146,15 @@ def test_the_rubric_test_of_train_watches_a_plain_step(tmp_path):
 
     def notice(step: Any, *optimizers: Any) -> Any:
         def run(images: torch.Tensor, z: torch.Tensor) -> Any:
-            watched.append(recording._is_watched())  # then a recorded step is not replayed
+            watched.append(cuda_graph._is_watched())  # then a recorded step is not replayed
             return step(images, z)
 
         return run
 
     lesson.speed.step = notice
-    assert not recording._is_watched()
+    assert not cuda_graph._is_watched()
     problem_unittests.test_train(lesson.train)
-    assert watched and all(watched) and not recording._is_watched()
+    assert watched and all(watched) and not cuda_graph._is_watched()
 
 
 @pytest.mark.parametrize(

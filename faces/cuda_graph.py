@@ -8,7 +8,6 @@ from collections.abc import Callable
 import torch
 import torch.nn.modules.module
 from torch import Tensor
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 
 class RecordedStep:
@@ -77,6 +76,8 @@ def _make_capturable(optimizer: torch.optim.Optimizer) -> None:
 
 def _is_watched() -> bool:
     """Whether global hooks are installed, which a replay would not call."""
+    from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
     return bool(
         torch.nn.modules.module._has_any_global_hook()
         or _global_optimizer_pre_hooks
