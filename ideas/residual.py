@@ -2,6 +2,8 @@
 
 He et al., 2016, https://arxiv.org/abs/1512.03385; in GANs: Gulrajani et al., 2017,
 https://arxiv.org/abs/1704.00028
+
+Not measured yet at the length of the table in README.md.
 """
 
 from torch import Tensor, nn

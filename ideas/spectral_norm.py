@@ -2,6 +2,8 @@
 
 Each layer's weights are divided by their largest singular value, which bounds how fast D's
 answer can change with its input (Miyato et al., 2018, https://arxiv.org/abs/1802.05957).
+
+Not measured yet at the length of the table in README.md.
 """
 
 import torch

@@ -106,7 +106,9 @@ def test_what_the_readme_names_is_there():
     readme = (files.HERE / "README.md").read_text(encoding="utf-8")
     for link in re.findall(r"\]\(([^):]+)\)", readme):
         assert (files.HERE / link).exists(), link
-    for name in re.findall(r"^\| `([\w./]+)` \|", readme.split("## Where things are")[1], re.MULTILINE):
+    for name in re.findall(
+        r"^\| `([\w./]+)` \|", readme.split("## Where things are")[1], re.MULTILINE
+    ):
         assert (files.HERE / name).exists(), name
     names = ["result.png", "training_loss.png", "progress.gif", "interpolation.png", "measures.png"]
     names += ["generator.safetensors", "quick.png", "generator.png", "discriminator.png"]
