@@ -106,9 +106,10 @@ def test_what_the_readme_names_is_there():
     readme = (files.HERE / "README.md").read_text(encoding="utf-8")
     for link in re.findall(r"\]\(([^):]+)\)", readme):
         assert (files.HERE / link).exists(), link
-    for name in re.findall(
-        r"^\| `([\w./]+)` \|", readme.split("## Where things are")[1], re.MULTILINE
-    ):
+    layout = readme.split("## Where things are")[1].split("\n## ")[0]
+    names = re.findall(r"^\| `([\w./]+)` \|", layout, re.MULTILINE)
+    assert len(names) == 8
+    for name in names:
         assert (files.HERE / name).exists(), name
     names = ["result.png", "training_loss.png", "progress.gif", "interpolation.png", "measures.png"]
     names += ["generator.safetensors", "quick.png", "generator.png", "discriminator.png"]
