@@ -4,7 +4,8 @@ Data: ``download`` gets them, ``archive`` unpacks a zip, ``images`` decodes file
 ``arrays`` makes batches of it.
 Lesson: ``settings`` takes a preset's values, ``ideas`` changes the lesson by a file of ``ideas/``,
 ``notebook`` loads its definitions, ``drawing`` draws faces from trained weights.
-Speed: ``processes`` spreads networks, ``speed`` and ``cuda_graph`` make them and their step fast.
+Speed: ``processes`` spreads networks, ``speed`` and ``cuda_graph`` make them and their step fast,
+``threads`` leaves other programs their share of the processor.
 Training: ``training`` surrounds the loop; ``stopping``, ``steps``, ``record``, ``checkpoints``,
 ``results`` and ``watching`` each do a part of that.
 Measures: ``measures`` judges faces, ``inception`` has FID and KID, ``skin`` tells light from dark.

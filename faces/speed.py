@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from faces.cuda_graph import RecordedStep
+from faces.processes import say
+from faces.threads import use_free_cores
 
 
 class Speed:
@@ -58,12 +60,16 @@ class Speed:
     ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Return a training step on (images, latents) itself, or recorded, on one CUDA device.
 
+        On a CPU it may use fewer threads than before, see ``use_free_cores``.
+
         Args:
             step: see ``RecordedStep``.
             optimizers: those that it steps, in the state in which they go on.
         """
         if self.fast and self.device.type == "cuda" and not dist.is_initialized():
             return RecordedStep(step, *optimizers)
+        if self.fast and self.device.type == "cpu" and (line := use_free_cores()):
+            say(line)
         return step
 
 
