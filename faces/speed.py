@@ -76,8 +76,9 @@ class Speed:
 def bfloat16_pays(device: torch.device) -> bool:
     """Whether a device multiplies matrices in bfloat16 much faster than in float32."""
     if device.type == "cpu":
-        capabilities = torch.cpu.get_capabilities()
-        return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+        has = torch.cpu.get_capabilities()
+        is_hidden = "AVX512" not in torch.backends.cpu.get_cpu_capability()  # by a variable
+        return bool(has.get("amx_bf16") or has.get("avx512_bf16")) and not is_hidden
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
