@@ -135,7 +135,7 @@ class _Patches(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _JoinedPatches.apply(gradient, ctx.shape)  # which has a derivative itself
+        return _Patches.join(gradient, ctx.shape)
 
 
 class _JoinedPatches(torch.autograd.Function):
@@ -147,7 +147,7 @@ class _JoinedPatches(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _Patches.apply(gradient), None
+        return _Patches.cut(gradient), None
 
 
 class _Conv2d(nn.Conv2d):
