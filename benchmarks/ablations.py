@@ -174,7 +174,10 @@ class Measures:
         self.n_images = len(parts["training"])
         self.judge = helpers.Judge(parts["training"], parts["held-out"])
         self.shares = helpers.typology_shares(parts["training"])
-        self.real = {**self.judge.floor, **self._lightness(parts["held-out"])}
+        self.real = {
+            **self.judge.floor_of(5 * self.judge.size),
+            **self._lightness(parts["held-out"]),
+        }
 
     def __call__(self, results: Path) -> dict[str, float]:
         """Measure the last weights of a run, from the folder of its results."""
