@@ -39,7 +39,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
-import safetensors.torch
 import torch
 from torchvision.transforms import v2
 
@@ -47,9 +46,10 @@ import helpers
 from benchmarks.ablation_table import NAMES, REAL, Row, add_row, publish, read_rows
 from benchmarks.machine import hardware
 from faces.files import HERE, NOTEBOOK
-from faces.ideas import IDEAS
+from faces.ideas import IDEAS, idea_code
 from faces.notebook import load_definitions
 from faces.settings import RANGES
+from faces.weights import read_weights, write_weights
 
 OWN_OPTIONS = {"preset", "seed", "max_images", "resume"}  # settings that a row cannot change
 
@@ -136,9 +136,7 @@ def settings_of(row: str, seed: int, options: argparse.Namespace) -> dict[str, A
 
 def key_of(settings: dict[str, Any]) -> str:
     """The settings and digests of the ideas' files, as a text."""
-    files = [IDEAS / f"{idea}.py" for idea in settings["idea"].split("+") if idea]
-    digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:12] for file in files}
-    return json.dumps(settings | digests)
+    return json.dumps(settings | idea_code(settings["idea"]))
 
 
 def run_notebook(settings: dict[str, Any], folder: Path, data_dir: Path, threads: int) -> float:
@@ -182,12 +180,10 @@ class Measures:
     def __call__(self, results: Path) -> dict[str, float]:
         """Measure the last weights of a run, from the folder of its results."""
         average = results / "generator.safetensors"
-        with safetensors.safe_open(average, "pt") as opened:
-            metadata = opened.metadata()
+        _, metadata = read_weights(average)
         state = torch.load(results / "checkpoint.pt", "cpu", weights_only=True)["parts"]["G"]
         itself = results.parent / "generator_itself.safetensors"
-        state = {name: tensor.contiguous() for name, tensor in state.items()}
-        safetensors.torch.save_file(state, itself, metadata)
+        write_weights(itself, state, metadata)
         faces, own = (
             helpers.generate_faces(5 * self.judge.size, seed=0, weights=weights)
             for weights in (average, itself)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import functools
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import pooch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from faces.digests import digest_of
 from faces.files import HERE
 
 IDEAS = HERE / "ideas"
@@ -42,17 +42,16 @@ def apply_idea(
     """
     lesson = sys.modules[lesson] if isinstance(lesson, str) else lesson
     found = load_ideas(idea)
-    change_lesson(lesson, found)
-    for module in found:
+    change_lesson(lesson, found.values())
+    for module in found.values():
         print("idea:", (module.__doc__ or module.__name__).strip().splitlines()[0])
     now = {name: getattr(lesson, name, value) for name, value in (settings or {}).items()}
     kept = {name: value for name, value in now.items() if not name.startswith("the code of ")}
-    files = {path for module in found for path in _files_of(module)}
-    digests = {f"the code of {path.name}": pooch.file_hash(path)[:12] for path in sorted(files)}
-    return kept | {"idea": "+".join(_parts(idea))} | digests
+    digests = {f"the code of {name}": digest for name, digest in idea_code(idea).items()}
+    return kept | {"idea": "+".join(found)} | digests
 
 
-def change_lesson(lesson: ModuleType, ideas: Sequence[ModuleType]) -> None:
+def change_lesson(lesson: ModuleType, ideas: Iterable[ModuleType]) -> None:
     """Take back what was changed before, then change a lesson by loaded files.
 
     Without a loader, as where faces are drawn from trained weights, there is none to change.
@@ -74,17 +73,28 @@ def change_lesson(lesson: ModuleType, ideas: Sequence[ModuleType]) -> None:
     names["_changed_by_ideas"] = {name: (before[name], names[name]) for name in changed}
 
 
-def load_ideas(idea: str) -> list[ModuleType]:
+def load_ideas(idea: str) -> dict[str, ModuleType]:
     """Import the files of ideas, given as for ``apply_idea``.
 
     Raises:
         ValueError: as there.
     """
-    return [_load(find_idea(part)) for part in _parts(idea)]
+    return {part: _load(path) for part, path in find_ideas(idea).items()}
 
 
-def _parts(idea: str) -> list[str]:
-    return [part.strip() for part in idea.split("+") if part.strip()]
+def idea_code(idea: str) -> dict[str, str]:
+    """Digests of the files of ideas, given as for ``apply_idea``, and of those that they load."""
+    files = {path for module in load_ideas(idea).values() for path in _files_of(module)}
+    return {path.name: digest_of(path.read_text(encoding="utf-8")) for path in sorted(files)}
+
+
+def find_ideas(idea: str) -> dict[str, Path]:
+    """Find the files of ideas, given as for ``apply_idea``.
+
+    Raises:
+        ValueError: if there is no such file.
+    """
+    return {part.strip(): find_idea(part.strip()) for part in str(idea).split("+") if part.strip()}
 
 
 def find_idea(idea: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -82,6 +82,14 @@ class Processes:
 def is_first_process() -> bool:
     """Whether this process prints and writes."""
     return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def of_first(make: Callable[[], Any]) -> Any:
+    """Let the first process make something; return it in all of them."""
+    made = [make() if is_first_process() else None]
+    if dist.is_initialized():
+        dist.broadcast_object_list(made)
+    return made[0]
 
 
 def share(batch: Any) -> Any:

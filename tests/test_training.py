@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from small_training import prepare, train
+from small_training import SignalLoader, prepare, train
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -45,31 +45,6 @@ def assert_same_run(folder: Path, whole: Path) -> None:
     for part in ("D", "G", "G_average"):
         a, b = (c["parts"][part].values() for c in checkpoints)
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-
-
-class SignalLoader(DataLoader):
-    """Sends this process a signal just before one of its batches is handed out."""
-
-    at, number, n_batches = -1, signal.SIGINT, 0
-
-    @classmethod
-    def like(cls, loader: DataLoader) -> "SignalLoader":
-        """Hands out what another loader does."""
-        return cls(
-            loader.dataset,
-            loader.batch_size,
-            sampler=loader.sampler,
-            drop_last=True,
-            generator=loader.generator,
-            collate_fn=loader.collate_fn,
-        )
-
-    def __iter__(self):
-        for batch in super().__iter__():
-            if self.n_batches == self.at:
-                os.kill(os.getpid(), self.number)
-            self.n_batches += 1
-            yield batch
 
 
 # ------------------------------------------------------------------------------------------ speed
