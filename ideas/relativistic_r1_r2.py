@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from faces.ideas import load_ideas
 
-relativistic, r1 = load_ideas("relativistic+r1")
+relativistic, r1 = load_ideas("relativistic+r1").values()
 
 
 def names(lesson: ModuleType) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from faces.ideas import load_ideas
 
-(augmentation,) = load_ideas("differentiable_augmentation")
+(augmentation,) = load_ideas("differentiable_augmentation").values()
 SHARE = 0.3
 
 
