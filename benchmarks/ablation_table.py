@@ -21,6 +21,14 @@ MEASURES = ["swd", "swd_32", "swd_16", "diversity", "nearest"]
 COLUMNS = ["row", "seed", "epochs", "conv_dim", "steps", "images", "seconds", *MEASURES]
 COLUMNS += [*(f"g_{name}" for name in MEASURES), "d_loss", "g_loss", "ita_dark", "ita_distance"]
 COLUMNS += ["threads", "hardware", "settings", "data"]
+SHOWN = {  # columns of the table: title, digits
+    "frechet": ("distance in features", 1),
+    "coverage": ("coverage", 2),
+    "swd": ("distance", 1),
+    "diversity": ("diversity", 3),
+    "nearest": ("nearest", 1),
+    "d_loss": ("D's loss", 2),
+}
 START, END = "<!-- from here on made by benchmarks/ablations.py -->", "<!-- to here -->"
 Row = dict[str, Any]
 Table = dict[str, list[Row]]
@@ -61,7 +69,8 @@ def publish(path: Path, readme: Path, figure: Path) -> None:
 def tables_of(rows: list[Row]) -> list[Table]:
     """Group the runs by length, size and images, and each group by rows, the closest one first.
 
-    Of runs of a row with the same seed, made before and after a change, the last one counts.
+    What counts is the Frechet distance in features where all rows have it, else "swd". Of runs of a
+    row with the same seed, made before and after a change, the last one counts.
     """
     groups: dict[Any, dict[tuple[str, str], Row]] = defaultdict(dict)
     real = [row for row in rows if row["row"] == REAL]
@@ -76,14 +85,16 @@ def tables_of(rows: list[Row]) -> list[Table]:
             table[row["row"]].append(row)
         contents = {row["data"] for row in group.values()}
         table[REAL] = [row for row in real if row["data"] in contents]
-        closest = sorted(table, key=lambda name: statistics.mean(values_of(table[name], "swd")))
+        is_complete = all(values_of(runs, "frechet") for runs in table.values())
+        by = "frechet" if is_complete else "swd"
+        closest = sorted(table, key=lambda name: statistics.mean(values_of(table[name], by)))
         tables.append({name: table[name] for name in closest})
     return sorted(tables, key=len, reverse=True)
 
 
 def values_of(runs: list[Row], column: str) -> list[float]:
     """A column's values; real faces have none in some."""
-    return [float(run[column]) for run in runs if run[column] != ""]
+    return [float(run[column]) for run in runs if run.get(column, "") != ""]
 
 
 def as_text(table: Table) -> str:
@@ -91,22 +102,31 @@ def as_text(table: Table) -> str:
     runs = [run for name in table for run in table[name] if name != REAL]
     steps = statistics.mode(int(run["steps"]) for run in runs)
     about = f"{max(run['data'] for run in runs).rpartition(',')[0]} to train on."
-    plain = values_of(table.get("plain", []), "swd")
-    if len(plain) > 1:
-        about += (
-            f" The plain recipe's {len(plain)} seeds have distances from {min(plain):.1f} to "
-            f"{max(plain):.1f}: differences between rows that are not larger may be chance."
-        )
+    shown = {
+        c: title
+        for c, (title, _) in SHOWN.items()
+        if any(values_of(runs, c) for runs in table.values())
+    }
+    for column in [column for column in ("frechet", "swd") if column in shown]:
+        plain = values_of(table.get("plain", []), column)
+        if len(plain) > 1:
+            about += (
+                f" The plain recipe's {len(plain)} seeds have a {shown[column]} from "
+                f"{min(plain):.1f} to {max(plain):.1f}: differences between rows that are not "
+                "larger may be chance."
+            )
     lines = [f"### {steps:,} steps, {runs[0]['conv_dim']} channels", "", about, ""]
-    lines += ["| row | seeds | distance | diversity | nearest | D's loss | |", "|---" * 7 + "|"]
+    lines += [f"| row | seeds | steps | {' | '.join(shown.values())} | |"]
+    lines += ["|---" * (len(shown) + 4) + "|"]
     for name, runs in table.items():
         cells = [f"**{name}**" if name in ("plain", REAL) else f"`{name}`"]
-        cells += ["" if name == REAL else str(len(runs))]
-        for column, digits in (("swd", 1), ("diversity", 3), ("nearest", 1), ("d_loss", 2)):
-            values = values_of(runs, column)
+        lengths = sorted({int(run["steps"]) for run in runs if run["steps"]})
+        cells += [str(len(runs)), " to ".join(f"{n:,}" for n in lengths)] if lengths else ["", ""]
+        for column in shown:
+            values, digits = values_of(runs, column), SHOWN[column][1]
             cells.append(f"{statistics.mean(values):.{digits}f}" if values else "")
-            if column == "swd" and len(values) > 1:
-                cells[-1] += f" ({min(values):.1f} to {max(values):.1f})"
+            if len(values) > 1 and column in ("frechet", "coverage", "swd"):
+                cells[-1] += f" ({min(values):.{digits}f} to {max(values):.{digits}f})"
         cells.append(title_of(name) if name in NAMES else "")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
