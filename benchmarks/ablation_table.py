@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import csv
 import json
+import math
 import statistics
 from collections import defaultdict
 from pathlib import Path
@@ -18,8 +19,10 @@ from faces.ideas import IDEAS
 NAMES = sorted(path.stem for path in IDEAS.glob("*.py"))
 REAL = "real faces"
 MEASURES = ["swd", "swd_32", "swd_16", "diversity", "nearest"]
+FEATURES = ["frechet", "kernel", "precision", "recall", "density", "coverage"]  # features.py's
 COLUMNS = ["row", "seed", "epochs", "conv_dim", "steps", "images", "seconds", *MEASURES]
-COLUMNS += [*(f"g_{name}" for name in MEASURES), "d_loss", "g_loss", "ita_dark", "ita_distance"]
+COLUMNS += [*(f"g_{name}" for name in MEASURES), *FEATURES, "g_frechet"]
+COLUMNS += ["d_loss", "g_loss", "ita_dark", "ita_distance"]
 COLUMNS += ["threads", "hardware", "settings", "data"]
 SHOWN = {  # columns of the table: title, digits
     "frechet": ("distance in features", 1),
@@ -30,19 +33,32 @@ SHOWN = {  # columns of the table: title, digits
     "d_loss": ("D's loss", 2),
 }
 START, END = "<!-- from here on made by benchmarks/ablations.py -->", "<!-- to here -->"
+# the 97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom
+STUDENT = [12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23]
 Row = dict[str, Any]
 Table = dict[str, list[Row]]
 
 
-def add_row(path: Path, row: Row) -> None:
-    """Append a row to the CSV, and its header before the first one."""
-    is_new = not path.is_file()
-    path.parent.mkdir(parents=True, exist_ok=True)
+def add_row(path: Path, row: Row, columns: list[str] = COLUMNS) -> None:
+    """Append a row to the CSV; one that is new or has other columns is written anew before."""
+    rows = read_rows(path)
+    if not rows or list(rows[0]) != columns:
+        write_rows(path, rows, columns)
     with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
+        csv.DictWriter(file, columns).writerow(row)
+
+
+def write_rows(path: Path, rows: list[Row], columns: list[str] = COLUMNS) -> None:
+    """Write the whole CSV.
+
+    Raises:
+        ValueError: if a row has a column that is not in ``columns``; the file stays as it is.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -95,6 +111,29 @@ def tables_of(rows: list[Row]) -> list[Table]:
 def values_of(runs: list[Row], column: str) -> list[float]:
     """A column's values; real faces have none in some."""
     return [float(run[column]) for run in runs if run.get(column, "") != ""]
+
+
+def spread_over_seeds(table: Table, column: str) -> tuple[float, int]:
+    """A column's standard deviation from seed to seed, pooled over all rows; degrees of freedom.
+
+    Rows with one seed say nothing of it: without any other it is NaN, with 0 degrees of freedom.
+    """
+    values_by_row = [values_of(runs, column) for name, runs in table.items() if name != REAL]
+    several = [values for values in values_by_row if len(values) > 1]
+    freedom = sum(len(values) - 1 for values in several)
+    squares = sum((len(values) - 1) * statistics.variance(values) for values in several)
+    return (squares / freedom) ** 0.5 if freedom else math.nan, freedom
+
+
+def least_difference(table: Table, column: str, n: int = 1, others: int = 1) -> float:
+    """How far the means of ``n`` and of ``others`` seeds must be apart to count.
+
+    Student's t for 95 % (2 where the spread is well known, more where it is not), times the spread
+    over seeds, times sqrt(1 / n + 1 / others). One comparison in twenty passes by chance.
+    """
+    spread, freedom = spread_over_seeds(table, column)
+    t = STUDENT[freedom - 1] if 1 <= freedom <= len(STUDENT) else 2.1
+    return t * spread * (1 / n + 1 / others) ** 0.5
 
 
 def as_text(table: Table) -> str:

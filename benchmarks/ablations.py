@@ -12,8 +12,10 @@ papermill runs the notebook with it. Stage 1 is every row at 12 epochs (of 16,19
 can only pay late, at 24 epochs with two seeds; stage 3 the three best of stage 2, alone and
 together, with 64 channels. The last weights, not the best epoch's, are then measured on
 five sets of up to 1,000 faces against held-out ones, with the notebook's own measures at 32x32
-pixels; faces of 64x64 are made smaller first. All but the columns that begin with "g_" are of the
-average of the generator's weights; those are of the generator itself.
+pixels; faces of 64x64 are made smaller first. With the packages of benchmarks/requirements.txt they
+are measured in features too, see features.py; ``--measure`` does that for rows made without them.
+All but the columns that begin with "g_" are of the average of the generator's weights; those are of
+the generator itself.
 
 Each result is appended to the CSV as soon as it is there, and one that is there already (with the
 same settings, ideas and images) is not made again: stop the program at any time and start it again.
@@ -33,6 +35,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -45,13 +48,23 @@ import torch
 from torchvision.transforms import v2
 
 import helpers
-from benchmarks.ablation_table import NAMES, REAL, Row, add_row, publish, read_rows, tables_of
+from benchmarks.ablation_table import (
+    FEATURES,
+    NAMES,
+    REAL,
+    Row,
+    add_row,
+    publish,
+    read_rows,
+    tables_of,
+    write_rows,
+)
+from benchmarks.features import FeatureJudge, generator_itself, is_installed
 from benchmarks.machine import hardware
 from faces.files import HERE, NOTEBOOK
 from faces.ideas import IDEAS, idea_code
 from faces.notebook import load_definitions
 from faces.settings import RANGES
-from faces.weights import read_weights, write_weights
 
 SLOWER_D = ["d_lr=5e-05", "d_lr=0.0001 g_lr=0.0005"]
 # What keeps D from learning its photographs by heart, which it does late.
@@ -113,6 +126,7 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
     add("--readme", type=Path, default=IDEAS / "README.md", help="where the table is put")
     add("--work-dir", type=Path, default=HERE / "runs" / "ablations", help="the runs")
     add("--table", action="store_true", help="train nothing, make the table and the figure")
+    add("--measure", action="store_true", help="train nothing, give old rows features' measures")
     add("--quick", action="store_true", help="two rows at a small size, in a folder of their own")
     options = parser.parse_args(arguments)
     if options.stage is not None:  # an option that is given still counts
@@ -120,6 +134,8 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
         options = parser.parse_args(arguments)
     if min(options.seeds, options.epochs, options.conv_dim, options.jobs) < 1:
         parser.error("--seeds, --epochs, --conv-dim and --jobs must be at least 1")
+    if options.measure and not is_installed():
+        parser.error("first run: pip install --no-deps -r benchmarks/requirements.txt")
     if options.quick:
         options.rows, options.seeds, options.epochs = ["plain", "flips"], 1, 1
         options.conv_dim, options.max_images = 16, 2000
@@ -218,24 +234,39 @@ class Measures:
         self.n_images = len(parts["training"])
         self.judge = helpers.Judge(parts["training"], parts["held-out"])
         self.shares = helpers.typology_shares(parts["training"])
-        self.real = {
-            **self.judge.floor_of(5 * self.judge.size),
-            **self._lightness(parts["held-out"]),
-        }
+        floor = self.judge.floor_of(5 * self.judge.size)
+        self.real = {**floor, **self._lightness(parts["held-out"])}
+        self.features = FeatureJudge(*parts.values()) if is_installed() else None
+        self.real |= self._means(self.features.real) if self.features else {}
 
     def __call__(self, results: Path) -> dict[str, float]:
         """Measure the last weights of a run, from the folder of its results."""
-        average = results / "generator.safetensors"
-        _, metadata = read_weights(average)
-        state = torch.load(results / "checkpoint.pt", "cpu", weights_only=True)["parts"]["G"]
-        itself = results.parent / "generator_itself.safetensors"
-        write_weights(itself, state, metadata)
-        faces, own = (
-            helpers.generate_faces(5 * self.judge.size, seed=0, weights=weights)
-            for weights in (average, itself)
-        )
+        faces, own = self._drawn(results)
         measured = {**self._judged(faces), **self._lightness(faces)}
-        return measured | {f"g_{name}": value for name, value in self._judged(own).items()}
+        measured |= {f"g_{name}": value for name, value in self._judged(own).items()}
+        return measured | self._in_features(faces, own)
+
+    def in_features(self, results: Path) -> dict[str, float]:
+        """Measure them in the network's features only."""
+        return self._in_features(*self._drawn(results))
+
+    def _drawn(self, results: Path) -> tuple[np.ndarray, np.ndarray]:
+        """Faces of the average of a run's generator, and of the generator itself."""
+        with tempfile.TemporaryDirectory() as folder:
+            itself = generator_itself(results, Path(folder) / "generator.safetensors")
+            return tuple(
+                helpers.generate_faces(5 * self.judge.size, seed=0, weights=weights)
+                for weights in (results / "generator.safetensors", itself)
+            )
+
+    def _in_features(self, faces: np.ndarray, own: np.ndarray) -> dict[str, float]:
+        if self.features is None:
+            return {}
+        of_itself = np.mean(self.features(own)["frechet"])
+        return self._means(self.features(faces)) | {"g_frechet": float(of_itself)}
+
+    def _means(self, values: dict[str, list[float]]) -> dict[str, float]:
+        return {name: float(np.mean(values[name])) for name in FEATURES}
 
     def _judged(self, faces: np.ndarray) -> dict[str, float]:
         return self.judge(torch.from_numpy(faces).permute(0, 3, 1, 2) / 127.5 - 1)
@@ -254,26 +285,66 @@ def main(arguments: list[str] | None = None) -> None:
         RuntimeError: at the end, if runs failed.
     """
     options = options_of(arguments)
-    n_failed = 0 if options.table else run_missing(options)
+    n_failed = 0
+    if options.measure:
+        complete(options)
+    elif not options.table:
+        n_failed = run_missing(options)
     publish(options.csv, options.readme, options.figure)
     if n_failed:
         raise RuntimeError(f"{n_failed} of {len(runs_of(options))} runs failed.")
 
 
+def all_measures(options: argparse.Namespace, data_dir: Path) -> list[Measures]:
+    """Measures for each subset of the images: runs with another seed have another, if any."""
+    seeds = range(1 + max(runs_of(options))[0] if options.max_images is not None else 1)
+    return [Measures(data_dir, options.max_images, seed) for seed in seeds]
+
+
+def folder_of(key: tuple[str, str, str], work_dir: Path) -> Path:
+    """Where a row is run, by its text, its settings and its images."""
+    digest = hashlib.sha256("".join(key).encode()).hexdigest()[:8]
+    return work_dir / f"{re.sub(r'[^0-9a-zA-Z.]+', '-', key[0])}-{digest}"
+
+
+def as_texts(figures: Row) -> Row:
+    """Numbers as the CSV has them."""
+    return {n: f"{v:.4g}" if isinstance(v, float) else v for n, v in figures.items()}
+
+
+def complete(options: argparse.Namespace) -> None:
+    """Give rows the measures in features that they lack, where their run's folder is there."""
+    data_dir = helpers.get_data(options.data_dir).resolve()
+    by_content = {measure.content: measure for measure in all_measures(options, data_dir)}
+    rows = read_rows(options.csv)
+    for row in rows:
+        if row.get("frechet") or row["data"] not in by_content:
+            continue
+        measure = by_content[row["data"]]
+        folder = folder_of((row["row"], row["settings"], row["data"]), options.work_dir) / "faces"
+        if row["row"] == REAL:
+            row |= as_texts({name: measure.real[name] for name in FEATURES})
+        elif (folder / "checkpoint.pt").is_file():
+            row |= as_texts(measure.in_features(folder))
+        else:
+            print(f"{row['row']}, seed {row['seed']}: {folder} is no longer there.")
+            continue
+        write_rows(options.csv, rows)
+        print(f"{row['row']}, seed {row['seed']}, frechet {row['frechet']}", flush=True)
+
+
 def run_missing(options: argparse.Namespace) -> int:
     """Run what is missing in the CSV; return how many runs failed."""
     data_dir = helpers.get_data(options.data_dir).resolve()
-    # A run with another seed has another subset, if it has one at all.
     runs = runs_of(options)
-    seeds = range(1 + max(runs)[0] if options.max_images is not None else 1)
-    measures = [Measures(data_dir, options.max_images, seed) for seed in seeds]
+    measures = all_measures(options, data_dir)
     threads = max(1, (os.cpu_count() or 1) // options.jobs)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     lock = threading.Lock()
     done = {(row["row"], row["settings"], row["data"]) for row in read_rows(options.csv)}
 
     def add(key: tuple[str, str, str], figures: Row) -> None:
-        figures = {n: f"{v:.4g}" if isinstance(v, float) else v for n, v in figures.items()}
+        figures = as_texts(figures)
         row = dict(zip(("row", "settings", "data"), key, strict=True)) | figures
         with lock:
             add_row(options.csv, row | {"threads": threads, "hardware": hardware(device)})
@@ -286,8 +357,7 @@ def run_missing(options: argparse.Namespace) -> int:
         key = (row, key_of(settings), measure.content)
         if key in done:
             return
-        digest = hashlib.sha256("".join(key).encode()).hexdigest()[:8]
-        folder = options.work_dir / f"{re.sub(r'[^0-9a-zA-Z.]+', '-', row)}-{digest}"
+        folder = folder_of(key, options.work_dir)
         is_whole = not (folder / "faces" / "checkpoint.pt").exists()
         seconds = run_notebook(settings, folder, data_dir, threads)
         losses = np.genfromtxt(folder / "faces" / "losses.csv", delimiter=",", names=True)
