@@ -6,6 +6,7 @@ import inspect
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -204,6 +205,28 @@ def test_all_settings_out_of_range_are_named():
     for name, value in wrong.items():
         with pytest.raises(ValueError, match=f"^{name} is {value}: it must be [^\n]*$"):
             helpers.choose_settings("full", PRESETS, GIVEN | OTHERS | {name: value})
+
+
+@pytest.mark.parametrize(
+    "output_dir", ["faces", "faces/runs/one", "here/../faces/out", Path("faces/x")]
+)
+def test_results_among_the_images_are_refused(tmp_path, monkeypatch, output_dir):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "faces").mkdir()
+    (tmp_path / "link").symlink_to("faces")
+    for data_dir in ("faces", tmp_path / "link"):
+        given = GIVEN | dict(idea="", data_dir=data_dir, output_dir=output_dir)
+        with pytest.raises(ValueError, match="output_dir is .*which lies in data_dir"):
+            helpers.choose_settings("full", PRESETS, given)
+    for data_dir in ("faces.zip", "faces/runs/two", "face"):
+        given = GIVEN | dict(idea="", data_dir=data_dir, output_dir=output_dir)
+        assert helpers.choose_settings("full", PRESETS, given) == GIVEN
+
+
+@pytest.mark.parametrize("idea", ["flop", "flips+flop", "nowhere.py", 3, None])
+def test_an_idea_that_is_not_there_is_named_with_the_settings(idea):
+    with pytest.raises(ValueError, match="^d_lr is .*\nThere is no idea '"):
+        helpers.choose_settings("full", PRESETS, GIVEN | OTHERS | {"idea": idea, "d_lr": 1})
 
 
 def test_a_folder_with_results_is_not_written_to(tmp_path):
