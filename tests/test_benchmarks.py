@@ -126,7 +126,7 @@ def leave_results(folder: Path, n_steps: int) -> None:
     results = folder / "faces"
     results.mkdir(parents=True, exist_ok=True)
     shutil.copy(WEIGHTS, results / "generator.safetensors")
-    state = {n: t * 1.5 for n, t in safetensors.torch.load_file(WEIGHTS).items()}
+    state = {n: (t * 1.5).to(t.dtype) for n, t in safetensors.torch.load_file(WEIGHTS).items()}
     torch.save({"parts": {"G": state}}, results / "checkpoint.pt")
     losses = [f"1,{i},{i},{2 * i}\n" for i in range(n_steps)]
     (results / "losses.csv").write_text("epoch,batch,d_loss,g_loss\n" + "".join(losses))
