@@ -121,13 +121,6 @@ def download(url: str, sha256: str) -> Path:
 
 def _fetch(url: str, path: Path) -> None:
     """Download in several tries; each begins where the one before ended, if the server can."""
-
-    def failure(why: object) -> OSError:
-        return OSError(
-            f"The download of {url} failed: {why}. Run the cell again. (In the place of the "
-            "archive, data_dir can be a folder of images of your own.)"
-        )
-
     begun, received = time.monotonic(), 0  # since then
     progress = Progress(desc="Downloading", unit="B", unit_scale=True)
     with progress, open(path, "wb") as file:
@@ -137,27 +130,32 @@ def _fetch(url: str, path: Path) -> None:
                 with requests.get(
                     url, headers=headers, stream=True, timeout=DOWNLOAD_TIMEOUT
                 ) as answer:
-                    if 400 <= answer.status_code < 500:
-                        raise failure(f"{answer.status_code} {answer.reason}")
                     answer.raise_for_status()
                     if answer.status_code != requests.codes.partial_content:
-                        file.seek(0)
-                        file.truncate()
+                        file.truncate(file.seek(0))
                     progress.reset(file.tell() + int(answer.headers.get("Content-Length", 0)))
                     progress.update(file.tell())
                     while chunk := answer.raw.read1(2**18):  # what has come, without waiting
                         progress.update(file.write(chunk))
                         received += len(chunk)
                         if max(file.tell(), progress.total) > DOWNLOAD_LARGEST:
-                            raise failure(f"it has more than {DOWNLOAD_LARGEST:,} bytes")
+                            why = f"it has more than {DOWNLOAD_LARGEST:,} bytes"
+                            raise requests.HTTPError(why, response=answer)
                         if time.monotonic() > begun + DOWNLOAD_MINUTE:
                             if received < DOWNLOAD_LEAST:
-                                raise failure(f"only {received:,} bytes came within a minute")
+                                why = f"only {received:,} bytes came within a minute"
+                                raise requests.HTTPError(why, response=answer)
                             begun, received = time.monotonic(), 0
                 return
             except (requests.RequestException, HTTPError) as error:
-                if not left:
-                    raise failure(error) from error
+                hopeless = (
+                    isinstance(error, requests.HTTPError) and error.response.status_code < 500
+                )
+                if hopeless or not left:
+                    raise OSError(
+                        f"The download of {url} failed: {error}. Run the cell again. (In the place "
+                        "of the archive, data_dir can be a folder of images of your own.)"
+                    ) from error
                 print(f"The download broke off ({error}): trying again, {left} more at most.")
                 time.sleep(DOWNLOAD_PAUSE)
 
