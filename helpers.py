@@ -1,7 +1,7 @@
 """What would interrupt the lesson; each name comes from a module of ``faces/``, by subject.
 
-Data: ``download`` gets them, ``archive`` unpacks a zip, ``images`` decodes files into one array,
-``arrays`` makes batches of it.
+Data: ``download`` gets them, ``archive`` unpacks a zip, ``decoding`` opens one image,
+``images`` makes one array of all, ``arrays`` makes batches of it.
 Lesson: ``settings`` takes a preset's values, ``ideas`` changes the lesson by a file of ``ideas/``,
 ``notebook`` loads its definitions, ``drawing`` draws faces from trained weights.
 Speed: ``processes`` spreads networks, ``speed`` and ``cuda_graph`` make them and their step fast,

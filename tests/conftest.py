@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return files.CACHE
 
 
+@pytest.fixture
+def absent(tmp_path: Path) -> Path:
+    """A path of the default name, where nothing is yet."""
+    (tmp_path / "new").mkdir()
+    return tmp_path / "new" / download.DATA
+
+
 def make_zip(folder: Path, archive: Path) -> Path:
     """Pack a folder with its own name on top, as the official archive does."""
     return Path(
@@ -66,6 +74,7 @@ class Server(http.server.BaseHTTPRequestHandler):
     content = b""
     behaviours: list[str]
     asked: list[str]  # what each GET was answered
+    sent: list[int]  # the lengths of the rests given
     ended: threading.Event  # ends all stalls
 
     def do_HEAD(self) -> None:
@@ -89,12 +98,22 @@ class Server(http.server.BaseHTTPRequestHandler):
                 content = b"<html>Please log in.</html>"
             elif behaviour == "wrong bytes":
                 content = content[::-1]
-            self.send_response(200)
-            if behaviour != "breaks off unnoticed":  # without a length nobody can notice
+            elif behaviour == "gives the rest":
+                start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+                content = content[start:]
+                self.sent.append(len(content))
+            self.send_response(206 if behaviour == "gives the rest" else 200)
+            if behaviour not in ("breaks off unnoticed", "never ends"):  # else nobody can notice
                 self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             half = behaviour.startswith("breaks off") or behaviour == "stalls"
-            self.wfile.write(content[: len(content) // 2] if half else content)
+            if behaviour not in ("drips", "never ends"):
+                self.wfile.write(content[: len(content) // 2] if half else content)
+            with suppress(OSError):  # who asked has gone
+                while behaviour == "drips" and not self.ended.wait(0.1):
+                    self.wfile.write(b"P")
+                while behaviour == "never ends" and not self.ended.is_set():
+                    self.wfile.write(bytes(2**16))
             if behaviour == "stalls":
                 self.ended.wait(30)
 
@@ -108,7 +127,13 @@ def server(
 ) -> Iterator[type[Server]]:
     """A server that has the archive; returns its handler class. Nobody waits long for it."""
     content = make_zip(image_dir, tmp_path / "archive.zip").read_bytes()
-    state = {"content": content, "behaviours": ["whole"], "asked": [], "ended": threading.Event()}
+    state = {
+        "content": content,
+        "behaviours": ["whole"],
+        "asked": [],
+        "sent": [],
+        "ended": threading.Event(),
+    }
     handler = type("Handler", (Server,), state)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
         threading.Thread(target=running.serve_forever, args=(0.05,), daemon=True).start()

@@ -174,13 +174,15 @@ def test_memory_does_not_grow_with_the_data(tmp_path):
 import resource, sys
 import numpy as np
 sys.path.insert(0, sys.argv[1])
-import helpers
-from torch.utils.data import DataLoader, TensorDataset
+import helpers, torch
+from faces import arrays
+from torch.utils.data import DataLoader
 for n in (18_000, 180_000):  # 55 MB and 553 MB
     np.lib.format.open_memmap(sys.argv[2], "w+", np.uint8, (n, 32, 32, 3)).flush()
     data = helpers.ImageArray(np.load(sys.argv[2], mmap_mode="r"))
     assert n == sum(len(x) for x, _ in DataLoader(data, 128, True, collate_fn=data.collate))
     helpers.nearest_images(np.array(data.images[:2]), data.images)
+    arrays._copy_to(torch.device("meta"), data.images)  # as to a GPU, by way of the host's memory
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
     command = [sys.executable, "-c", code, HERE, tmp_path / "images.npy"]
