@@ -9,6 +9,7 @@ Speed: ``processes`` spreads networks, ``speed`` and ``cuda_graph`` make them an
 Training: ``training`` surrounds the loop; ``folders``, ``stopping``, ``steps``, ``record``,
 ``checkpoints``, ``results``, ``weights`` and ``watching`` each do a part of that.
 Measures: ``measures`` judges faces, ``inception`` has FID and KID, ``skin`` tells light from dark.
+Directions: ``directions`` measures properties of faces, ``explorer`` has a slider for each.
 Pictures: ``pictures`` shows images, ``diagrams`` draws networks.
 Below them: ``files`` knows where things lie and writes them whole, ``digests`` notices a change of
 code, ``progress`` is the live line.
@@ -38,7 +39,11 @@ from faces.watching import loss_range
 # Measures
 from faces.measures import Judge, diversity, nearest_images, sliced_wasserstein
 from faces.inception import inception_distances
-from faces.skin import TYPOLOGY, balancing_weights, typology_angles, typology_shares
+from faces.skin import TYPOLOGY, balancing_weights, draw_balanced, typology_shares
+
+# Directions
+from faces.directions import MEASURES
+from faces.explorer import explore
 
 # Pictures
 from faces.pictures import image_grid, save_figure, show_animation, show_images
@@ -70,8 +75,10 @@ __all__ = [
     "inception_distances",
     "TYPOLOGY",
     "balancing_weights",
-    "typology_angles",
+    "draw_balanced",
     "typology_shares",
+    "MEASURES",
+    "explore",
     "image_grid",
     "save_figure",
     "show_animation",
