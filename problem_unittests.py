@@ -34,6 +34,7 @@ import os
 import random
 import re
 import secrets
+import shutil
 import signal
 import sys
 import tempfile
@@ -1606,10 +1607,8 @@ def _arguments(train: Callable[..., Any], known: dict[str, Any]) -> dict[str, An
 
 # --------------------------------------------------------------- a notebook on disk
 
-_OBJECTS = ("D", "G", "d_optimizer", "g_optimizer")  # what a notebook makes; the rest it defines
-
-# What no constant is made with: what touches files, downloads, starts something, or trains. In
-# <angle brackets> stand modules: one that is not followed by a name may be asked for any.
+# What no constant is made with: what touches files, downloads, starts something, or trains.
+# <Angle brackets> stand around modules; one without an attribute may be asked for any.
 _WORK = re.compile(
     r"<[\w.]+>(?!\.)|\b(os|posix|nt)>?\.(?!(path|environ|getenv|getcwd|cpu_count)\b)|__dict__"
     r"|builtins\.(eval|exec|__import__)|\b(\w*download\w*|backward|datasets|exit|from_?file|hub"
@@ -1618,53 +1617,17 @@ _WORK = re.compile(
 )
 
 
-class _Spelled(ast.NodeTransformer):
-    """Spells out what the names of an expression stand for; drops strings and what runs later."""
-
-    def __init__(self, names: dict[str, Any]) -> None:
-        self.names = names
-
-    def visit_Name(self, node: ast.Name) -> ast.Name:
-        value = self.names.get(node.id, getattr(builtins, node.id, None))
-        if isinstance(value, types.ModuleType):
-            return ast.Name(f"<{value.__name__}>")
-        home = getattr(value, "__module__", None)
-        return ast.Name(f"{home}.{getattr(value, '__name__', node.id)}")
-
-    def visit_Constant(self, node: ast.expr) -> ast.Constant:
-        return ast.Constant("")
-
-    visit_Lambda = visit_Constant
-
-    def visit_Import(self, node: ast.stmt) -> ast.Pass:
-        return ast.Pass()
-
-    visit_ImportFrom = visit_FunctionDef = visit_ClassDef = visit_Import
-
-
 class _Piece(NamedTuple):
     """A statement of a notebook that may define something."""
 
-    where: str  # the notebook's name and the number of the cell
-    node: ast.stmt
     code: types.CodeType
+    defines: bool  # an import, a function or a class, not a value
     stores: set[str]  # global names; "*": any name may need it
-    reads: set[str]  # global names, those of the functions inside it too
-
-    def defines(self) -> bool:
-        kinds = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-        functions = _names_wanted() - {*_OBJECTS}
-        return isinstance(self.node, kinds) or not self.stores.isdisjoint(functions)
-
-    def works(self, names: dict[str, Any]) -> bool:
-        """Tell whether it does more than define: it, or a function of the notebook it calls."""
-        text = ast.unparse(_Spelled(names).visit(copy.deepcopy(self.node)))
-        reads, used = (set(), set()) if self.defines() else _reached(self.code, names)
-        return "train" in reads or any(map(_WORK.search, [text, *used]))
+    reads: set[str]  # global names, those that the functions inside it read too
 
 
 def _cells(path: Path) -> Iterator[tuple[str, str]]:
-    """Read a notebook's code, or that of a ``.py`` file: the name of each cell and its source."""
+    """Read the code of a notebook's cells, or a ``.py`` file: where it is, and its text."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
         yield path.name, text
@@ -1672,8 +1635,7 @@ def _cells(path: Path) -> Iterator[tuple[str, str]]:
     try:
         notebook = json.loads(text)
         sheets = notebook.get("worksheets", [notebook])  # of notebooks before version 4
-        cells = [cell for sheet in sheets for cell in sheet["cells"]]
-        for number, cell in enumerate(cells, 1):
+        for number, cell in enumerate((cell for sheet in sheets for cell in sheet["cells"]), 1):
             if cell["cell_type"] == "code":
                 source = "".join(cell["source" if "source" in cell else "input"])
                 yield f"{path.name}, cell {number}", source
@@ -1682,40 +1644,38 @@ def _cells(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _pieces(where: str, source: str) -> Iterator[_Piece]:
-    """Take a cell apart, into what may define something.
+    """Take the code of a cell apart.
 
     Raises:
         SyntaxError: if it is not Python.
     """
     from IPython.core.inputtransformer2 import TransformerManager  # only grading needs it
 
-    source = TransformerManager().transform_cell(
-        re.sub(r"\A\s*%%(time|capture|prun)\b.*", "", source)
-    )
+    source = re.sub(r"\A\s*%%(time|capture|prun)\b.*", "", source)
+    source = TransformerManager().transform_cell(source)
     linecache.cache[where] = (len(source), None, source.splitlines(True), where)
+    functions = _names_wanted() - {"D", "G", "d_optimizer", "g_optimizer"}
     for node in ast.parse(source).body:
-        nodes = [node]
-        if isinstance(node, (ast.Import, ast.ImportFrom)):  # a missing module costs no other
-            nodes = [copy.copy(node) for _ in node.names]
-            for single, alias in zip(nodes, node.names, strict=True):
-                single.names = [alias]
-        for single in nodes:
-            code = compile(ast.Module([single], []), where, "exec")
+        imports = isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names if imports else [None]:  # a missing module costs no other
+            if imports:
+                node.names = [alias]
+            code = compile(ast.Module([node], []), where, "exec")
             stores, reads = _operands(code, "STORE_NAME"), _reached(code, {})[0]
-            constant = isinstance(single, (ast.Assign, ast.AnnAssign)) and not reads
-            star = isinstance(single, ast.ImportFrom) and single.names[0].name == "*"
-            if constant or star or ast.unparse(single).startswith("globals().update("):
+            constant = isinstance(node, (ast.Assign, ast.AnnAssign)) and not reads
+            if constant or re.match(r"from .* import \*|globals\(\)\.update", ast.unparse(node)):
                 stores = stores | {"*"}
+            defines = imports or isinstance(node, (ast.FunctionDef, ast.ClassDef))
             if not isinstance(node, (ast.For, ast.While, ast.With)):
-                yield _Piece(where, single, code, stores, reads)
+                yield _Piece(code, defines or bool(stores & functions), stores, reads)
 
 
 def load_definitions(notebook: str | Path) -> types.ModuleType:
     """Define what the rubric asks for, and all that this needs of the notebook; nothing else.
 
-    Needed are the imports, functions, classes and constants that it reads, that these read, and so
-    on. Of them, what downloads, touches files or trains is left out. All runs in a temporary
-    folder, with made-up pictures for the data. The notebook's code is executed: see above.
+    Needed are the imports, functions, classes and values that it reads, that these read, and so
+    on. Values whose making touches files, downloads or trains are left out. All runs in a
+    temporary folder, with made-up pictures for the data, but it does run: see above.
 
     Args:
         notebook: path of an ``.ipynb`` file, or of a ``.py`` file exported from one.
@@ -1744,7 +1704,6 @@ def load_definitions(notebook: str | Path) -> types.ModuleType:
     while more := {i for i, piece in enumerate(pieces) if piece.stores & wanted} - needed:
         needed |= more
         wanted = wanted.union(*(pieces[i].reads for i in more))
-    kept: dict[str, Any] = {}
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
         for context in (_quiet(), _fixed_randomness(), _one_thread(), _working_directory(folder)):
@@ -1755,24 +1714,22 @@ def load_definitions(notebook: str | Path) -> types.ModuleType:
         for i in sorted(needed):
             _define(pieces[i], module)
             for name in pieces[i].stores & {"data_dir", "output_dir"}:
-                if isinstance(value := getattr(module, name, None), str):
-                    kept[name] = value
+                if isinstance(getattr(module, name, None), str):  # not the user's own folder
                     setattr(module, name, "processed_celeba_small/")
-    vars(module).update(kept)
     return module
 
 
 def _define(piece: _Piece, module: types.ModuleType) -> None:
     """Run a piece of a notebook in its module, or note in ``__broken__`` why it cannot run."""
     try:
-        if piece.works(vars(module)):
-            raise _NotTestable(f"{piece.where} reads or writes files, downloads or trains")
+        if _works(piece, vars(module)):
+            message = f"{piece.code.co_filename} touches files, downloads or trains for it."
+            raise _NotTestable(message)
         exec(piece.code, vars(module))
     except (Exception, SystemExit) as error:
-        broken: list[tuple[set[str], Exception]] = module.__broken__
         missing = error.name if isinstance(error, NameError) else None
-        causes = [cause for names, cause in broken if missing in names]
-        if causes and isinstance(piece.node, (ast.FunctionDef, ast.ClassDef)):
+        causes = [cause for names, cause in module.__broken__ if missing in names]
+        if causes and piece.defines:
             setattr(module, missing, None)  # a default that only a run of the notebook gives
             _define(piece, module)
             delattr(module, missing)
@@ -1782,26 +1739,50 @@ def _define(piece: _Piece, module: types.ModuleType) -> None:
         else:
             if not isinstance(error, _NotTestable):
                 error = AssertionError(f"{_describe(error)}.")
-            broken.append((piece.stores, (causes or [error])[0]))
+            module.__broken__.append((piece.stores, (causes or [error])[0]))
+
+
+def _works(piece: _Piece, names: dict[str, Any]) -> bool:
+    """Tell whether a piece does more than define: it, or a function of the notebook it calls."""
+    reads, used = (set(), set()) if piece.defines else _reached(piece.code, names)
+    return "train" in reads or any(map(_WORK.search, [_spelled(piece.code, names), *used]))
+
+
+def _spelled(code: types.CodeType, names: dict[str, Any]) -> str:
+    """Spell out what names that code reads stand for; without the functions inside, run later."""
+    text = ""
+    for step in dis.get_instructions(code):
+        if step.opname in ("LOAD_NAME", "LOAD_GLOBAL"):
+            value = names.get(step.argval, getattr(builtins, step.argval, None))
+            real = getattr(value, "__name__", step.argval)
+            module = isinstance(value, types.ModuleType)
+            text += f" <{real}>" if module else f" {getattr(value, '__module__', None)}.{real}"
+        elif step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            text += f".{step.argval}"
+        elif step.opname.startswith("CALL"):
+            text += "()"
+        elif isinstance(step.argval, types.CodeType) and step.argval.co_name.endswith("comp>"):
+            text += _spelled(step.argval, names)
+    return text
 
 
 class Result(NamedTuple):
     """What a notebook got for a point of the rubric."""
 
     point: str
-    outcome: str  # "PASSED", "FAILED", "ADVICE", "NOT TESTABLE HERE" or "NOT FOUND"
-    why: str = ""  # in one line
+    outcome: str  # a key of _MARKS
+    why: str = ""  # one line
 
 
-class _NotFound(LookupError):
-    """A notebook does not define a name."""
+# The outcomes, and how the table shows them.
+_MARKS = {"PASSED": ".", "FAILED": "F", "ADVICE": "a", "NOT TESTABLE HERE": "?", "NOT FOUND": "-"}
 
 
 def _find(module: types.ModuleType, name: str) -> Any:
     """Get an object of a notebook by its name.
 
     Raises:
-        _NotFound: if the notebook does not define it.
+        LookupError: if the notebook does not define it.
         AssertionError: if the code that defines it does not run.
         _NotTestable: if that code was left out.
     """
@@ -1810,7 +1791,7 @@ def _find(module: types.ModuleType, name: str) -> Any:
     for names, error in module.__broken__:
         if name in names:
             raise type(error)(f"{name}: {error}")
-    raise _NotFound(f"the notebook does not define {name}.")
+    raise LookupError(f"the notebook does not define {name}.")
 
 
 def _points() -> Iterator[tuple[str, Callable[..., None], list[str]]]:
@@ -1854,7 +1835,7 @@ def grade(path: str | Path) -> Iterator[Result]:
             with redirect_stdout(StringIO()):
                 test(*objects)
             _, outcome, why = _outcomes[-1]
-        except _NotFound as missing:
+        except LookupError as missing:
             outcome, why = "NOT FOUND", str(missing)
         except _NotTestable as reason:
             outcome, why = "NOT TESTABLE HERE", str(reason)
@@ -1867,14 +1848,12 @@ def grade(path: str | Path) -> Iterator[Result]:
 
 # ------------------------------------------------------------------------- a whole class
 
-_MARKS = {"PASSED": ".", "FAILED": "F", "ADVICE": "a", "NOT TESTABLE HERE": "?", "NOT FOUND": "-"}
-
 
 def _grade_alone(path: Path, folder: str, key: bytes, gigabytes: float) -> None:
-    """Grade a notebook in this process, its own; leave signed lines in a file, and end it."""
-    sign = functools.partial(hmac.digest, key, digest="sha256")  # not to be patched any more
+    """Grade a notebook in a process of its own; leave signed lines in a file, and end it."""
+    sign = functools.partial(hmac.digest, key, digest="sha256")  # bound: cannot be patched
 
-    def leave(result: Result) -> None:
+    def leave(*result: str) -> None:
         line = "\t".join(result).encode()
         with open(f"{folder}/verdicts", "ab") as file:
             file.write(sign(line).hex().encode() + b" " + line + b"\n")
@@ -1888,28 +1867,35 @@ def _grade_alone(path: Path, folder: str, key: bytes, gigabytes: float) -> None:
         for limit in (resource.RLIMIT_DATA, resource.RLIMIT_FSIZE):
             resource.setrlimit(limit, (int(gigabytes * 2**30), resource.getrlimit(limit)[1]))
     tempfile.tempdir = folder
+    os.chdir(tempfile.mkdtemp())
     try:
         for result in grade(path):
-            leave(result)
+            leave(*result)
     except (OSError, RecursionError, ValueError) as error:
         for point, _, _ in _points():
-            leave(Result(point, "FAILED", f"it cannot be read as a notebook: {error}"))
+            leave(point, "FAILED", f"it cannot be read as a notebook: {error}")
     finally:
         if hasattr(os, "killpg"):
             os.killpg(0, signal.SIGKILL)  # its threads, exit handlers and children too
         os._exit(0)
 
 
+def _end(child: multiprocessing.Process) -> None:
+    """Kill a process with all those that it has started."""
+    with suppress(AttributeError, OSError):  # no groups on Windows, or all of them have ended
+        os.killpg(child.pid, signal.SIGKILL)
+    child.kill()
+    child.join()
+
+
 def _verdicts(file: Path, key: bytes, why: str) -> list[Result]:
-    """Read the results that a child has signed; those that are missing FAILED."""
+    """Read the results that a process has signed; those that are missing FAILED."""
     found = {}
-    if file.is_file():
-        with file.open("rb") as lines:
-            for line in lines.read(2**20).splitlines():
-                signature, _, text = line.partition(b" ")
-                if signature == hmac.digest(key, text, "sha256").hex().encode():
-                    result = Result(*text.decode().split("\t"))
-                    found[result.point] = result
+    for line in file.read_bytes().splitlines() if file.is_file() else []:
+        signature, _, text = line.partition(b" ")
+        if signature == hmac.digest(key, text, "sha256").hex().encode():
+            result = Result(*text.decode().split("\t"))
+            found[result.point] = result
     return [found.get(point, Result(point, "FAILED", why)) for point, _, _ in _points()]
 
 
@@ -1932,45 +1918,32 @@ def grade_all(
     with ExitStack() as stack:
         while waiting or running:
             while waiting and len(running) < (cores or 1):
-                path, key = waiting.pop(0), secrets.token_bytes()
-                folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-                stack.enter_context(folder)
-                child = context.Process(
-                    target=_grade_alone, args=(path, folder.name, key, gigabytes)
-                )
+                path, key, folder = waiting.pop(0), secrets.token_bytes(), tempfile.mkdtemp()
+                stack.callback(shutil.rmtree, folder, ignore_errors=True)
+                arguments = (path.absolute(), folder, key, gigabytes)
+                child = context.Process(target=_grade_alone, args=arguments)
                 child.start()
                 stack.callback(_end, child)
                 deadline = time.monotonic() + seconds
-                running[child.sentinel] = (deadline, child, path, Path(folder.name), key)
+                running[child.sentinel] = (deadline, child, path, Path(folder, "verdicts"), key)
             left = min(deadline for deadline, *_ in running.values()) - time.monotonic()
             ended = multiprocessing.connection.wait(running, max(0, left))
-            for sentinel, (deadline, child, path, folder, key) in list(running.items()):
+            for sentinel, (deadline, child, path, file, key) in list(running.items()):
                 if sentinel in ended or deadline < time.monotonic():
                     del running[sentinel]
                     _end(child)
                     why = f"the code ended the process (exit code {child.exitcode})."
                     if sentinel not in ended:
-                        why = f"not done after {seconds:g} s: it hangs or is slow (--seconds)."
-                    yield path, _verdicts(folder / "verdicts", key, why)
+                        why = f"not done after {seconds:g} s: it hangs or is slow (see --seconds)."
+                    yield path, _verdicts(file, key, why)
 
 
-def _end(child: multiprocessing.Process) -> None:
-    """Kill a child with all processes that it has started."""
-    with suppress(AttributeError, OSError):  # no groups on Windows, or all of them have ended
-        os.killpg(child.pid, signal.SIGKILL)
-    child.kill()
-    child.join()
-
-
-def _find_notebooks(path: Path) -> list[Path]:
-    """A file itself; of a folder, all notebooks and scripts below it."""
+def _notebooks(path: Path) -> list[Path]:
+    """A file itself; of a folder, all notebooks and scripts below it but this one."""
     if not path.is_dir():
         return [path] if path.exists() else []
-    inside = [p.relative_to(path) for p in path.rglob("*") if p.suffix in (".ipynb", ".py")]
-    hidden = Path(__file__).name
-    return sorted(
-        path / p for p in inside if p.name != hidden and not any(s[0] == "." for s in p.parts)
-    )
+    inside = [p for p in path.rglob("[!.]*") if p.suffix in (".ipynb", ".py")]
+    return sorted(p for p in inside if p.name != Path(__file__).name and "/." not in p.as_posix())
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -1981,31 +1954,24 @@ def main(arguments: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         description="Grade solutions of the face generation project against the rubric.",
-        epilog="The code of the solutions is executed (what the rubric asks for, and what this "
-        "needs; then its networks at a small size). Time, memory and the working directory are "
-        "guarded, nothing else: use a container for code of strangers.",
+        epilog="The code of a solution is executed (what the rubric asks for and what this needs). "
+        "Time, memory and the working directory are guarded, nothing else: use a container for "
+        "strangers' code.",
     )
-    parser.add_argument(
-        "paths",
-        nargs="*",
-        type=Path,
-        default=[NOTEBOOK],
-        metavar="PATH",
-        help=f"notebooks, scripts, and folders of them; default: {NOTEBOOK.name}",
-    )
-    parser.add_argument("--seconds", type=float, default=60, help="time limit of each (60)")
-    parser.add_argument("--gigabytes", type=float, default=4, help="memory limit of each (4)")
+    what = f"notebooks, scripts, and folders of them; default: {NOTEBOOK.name}"
+    parser.add_argument("paths", nargs="*", type=Path, default=[NOTEBOOK], help=what)
+    parser.add_argument("--seconds", type=float, default=60, help="time limit of each; default: 60")
+    parser.add_argument("--gigabytes", type=float, default=4, help="memory of each; default: 4")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all results there")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="the same, for a spreadsheet")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write them for a spreadsheet")
     options = parser.parse_args(arguments)
     paths = []
     for path in options.paths:
-        found = _find_notebooks(path)
-        if not found:
+        if not (found := _notebooks(path)):
             parser.error(f"{path}: there is no notebook.")
         paths += found
     for file in (options.json, options.csv):
-        if file is not None and not file.resolve().parent.is_dir():
+        if file is not None and not file.absolute().parent.is_dir():
             parser.error(f"{file}: there is no such folder.")
     sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not have all characters
     os.environ.setdefault("MPLBACKEND", "Agg")  # no windows
@@ -2018,20 +1984,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{path}: {_totals(results)}")
         for point, outcome, why in results:
             if outcome != "PASSED":
-                print(f"    {point:<20} {outcome:<10} {why}")
-        sys.stdout.flush()
-    points = [point for point, _, _ in _points()]
-    width = max(len(str(path)) for path in paths)
-    rows = {str(path): [_MARKS[result.outcome] for result in table[path]] for path in paths}
-    passed = [str(column.count(".")) for column in zip(*rows.values(), strict=True)]
-    heads = [str(number) for number, _ in enumerate(points, 1)]
-    print()
-    for name, cells in {"": heads, **rows, "passed": passed}.items():
-        print(f"{name:<{width}}" + "".join(f"{cell:>4}" for cell in cells))
-    print("\n" + ", ".join(f"{number} {point}" for number, point in enumerate(points, 1)))
-    print(", ".join(f"{mark} {outcome}" for outcome, mark in _MARKS.items()))
-    everything = [result for results in table.values() for result in results]
-    print(f"\n{len(paths)} graded: {_totals(everything)}")
+                print(f"    {point:<20} {outcome:<10} {why}", flush=True)
+    _print_table({str(path): table[path] for path in paths})
     records = [{"notebook": str(p), **result._asdict()} for p in paths for result in table[p]]
     if options.json is not None:
         options.json.write_text(json.dumps(records, indent=1) + "\n")
@@ -2040,12 +1994,26 @@ def main(arguments: list[str] | None = None) -> int:
             writer = csv.DictWriter(file, records[0])
             writer.writeheader()
             writer.writerows(records)
-    return int(any(result.outcome in ("FAILED", "NOT FOUND") for result in everything))
+    return int(any(record["outcome"] in ("FAILED", "NOT FOUND") for record in records))
 
 
 def _totals(results: list[Result]) -> str:
     counts = Counter(result.outcome for result in results)
     return ", ".join(f"{counts[outcome]} {outcome}" for outcome in _MARKS if counts[outcome])
+
+
+def _print_table(table: dict[str, list[Result]]) -> None:
+    """Print a row for each notebook, a column for each point, and the totals of both."""
+    rows = {name: [_MARKS[result.outcome] for result in row] for name, row in table.items()}
+    columns = list(zip(*rows.values(), strict=True))
+    rows = {"": range(1, len(columns) + 1), **rows, "passed": [c.count(".") for c in columns]}
+    width = max(map(len, rows))
+    print()
+    for name, cells in rows.items():
+        print(f"{name:<{width}}" + "".join(f"{cell:>4}" for cell in cells))
+    print("\n" + ", ".join(f"{i} {point}" for i, (point, _, _) in enumerate(_points(), 1)))
+    print(", ".join(f"{mark} {outcome}" for outcome, mark in _MARKS.items()))
+    print(f"\n{len(table)} graded: {_totals([result for row in table.values() for result in row])}")
 
 
 if pytest is not None:
@@ -2064,7 +2032,7 @@ if pytest is not None:
                 return _find(solution, name)
             except _NotTestable as reason:
                 pytest.skip(str(reason))
-            except (_NotFound, AssertionError) as error:
+            except (LookupError, AssertionError) as error:
                 pytest.fail(str(error), pytrace=False)
 
         return from_notebook
