@@ -1611,9 +1611,9 @@ def _arguments(train: Callable[..., Any], known: dict[str, Any]) -> dict[str, An
 # <Angle brackets> stand around modules; one without an attribute may be asked for any.
 _WORK = re.compile(
     r"<[\w.]+>(?!\.)|\b(os|posix|nt)>?\.(?!(path|environ|getenv|getcwd|cpu_count)\b)|__dict__"
-    r"|builtins\.(eval|exec|__import__)|\b(\w*download\w*|backward|datasets|exit|from_?file|hub"
-    r"|import_module|input|kill|load|loadtxt|makedirs|memmap|mkdir|modules|open|popen|quit|remove"
-    r"|rename|rmdir|save\w*|shutil|subprocess|system|tofile|touch|unlink|url\w+|write_\w+)\b"
+    r"|sys>?\.modules|builtins\.(eval|exec|__import__)|\b(\w*download\w*|backward|datasets|exit"
+    r"|from_?file|hub|import_module|input|kill|load|loadtxt|makedirs|memmap|mkdir|open|popen|quit"
+    r"|remove|rename|rmdir|save\w*|shutil|subprocess|system|tofile|touch|unlink|url\w+|write_\w+)\b"
 )
 
 
@@ -1822,9 +1822,14 @@ def grade(path: str | Path) -> Iterator[Result]:
     guarded = [globals(), *map(vars, (builtins, os, torch, nn, nn.functional))]
     originals = [namespace.copy() for namespace in guarded]
 
-    def restore() -> None:  # what the notebook's code may have patched
+    def restore() -> list[str]:  # what the notebook's code has patched
+        changed = []
         for namespace, original in zip(guarded, originals, strict=True):
+            changed += [
+                name for name, value in original.items() if namespace.get(name) is not value
+            ]
             namespace.update(original)
+        return changed
 
     module = load_definitions(path)
     restore()
@@ -1841,7 +1846,18 @@ def grade(path: str | Path) -> Iterator[Result]:
             outcome, why = "NOT TESTABLE HERE", str(reason)
         except AssertionError as failure:
             outcome, why = "FAILED", str(failure)
-        restore()
+            missing = re.search(r"NameError: name '(\w+)' is not defined", why)
+            for left, error in module.__broken__:
+                if missing and missing[1] in left and isinstance(error, _NotTestable):
+                    outcome, why = (
+                        "NOT TESTABLE HERE",
+                        f"{point}: {missing[1]} is left out, {error}",
+                    )
+        if changed := restore():
+            outcome, why = (
+                "FAILED",
+                f"{point}: the code replaces {changed[0]}, which the tests use.",
+            )
         why = "".join(c if c.isprintable() else " " for c in why)  # no escapes, no surrogates
         yield Result(point, outcome, why)
 
@@ -1932,7 +1948,7 @@ def grade_all(
                 if sentinel in ended or deadline < time.monotonic():
                     del running[sentinel]
                     _end(child)
-                    why = f"the code ended the process (exit code {child.exitcode})."
+                    why = f"there is no verdict: the process ended, exit code {child.exitcode}."
                     if sentinel not in ended:
                         why = f"not done after {seconds:g} s: it hangs or is slow (see --seconds)."
                     yield path, _verdicts(file, key, why)
