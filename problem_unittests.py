@@ -2034,11 +2034,14 @@ def _print_table(table: dict[str, list[Result]]) -> None:
 
 if pytest is not None:
 
+    def pytest_generate_tests() -> None:
+        if not NOTEBOOK.exists():
+            sentence = f"there is no {NOTEBOOK.name} beside {Path(__file__).name} to test."
+            raise pytest.Collector.CollectError(sentence)
+
     @pytest.fixture(scope="module")
     def solution() -> types.ModuleType:
         """The definitions of the notebook beside this module."""
-        if not NOTEBOOK.exists():
-            pytest.exit(f"there is no {NOTEBOOK.name} beside {Path(__file__).name} to test.", 4)
         return load_definitions(NOTEBOOK)
 
     def _fixture(name: str) -> Any:
