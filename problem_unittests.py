@@ -5,13 +5,18 @@ In a solution's notebook, with this one file beside it::
     import problem_unittests as tests
     tests.test_discriminator(Discriminator)
 
-In a shell (the code of the notebook is executed, its data loading and its training are not)::
+In a shell, for the notebook beside it, or for a class: notebooks, scripts, and folders of them::
 
     pytest problem_unittests.py
-    python problem_unittests.py [other_solution.ipynb]
+    python problem_unittests.py [PATH ...]
 
 A test prints ``Tests Passed`` or raises an AssertionError that says what is wrong. Inputs are drawn
 from a fixed seed; the caller's random state, networks and global variables are left as they were.
+
+Grading executes code of the notebook: what the rubric asks for and what that needs, no training.
+Each notebook has a process of its own, with limits of time and memory and a temporary working
+directory; one that hangs, ends its process or patches the tests has FAILED. Nothing else is
+guarded (files, network, a forger who takes pains): use a container for strangers' code.
 """
 
 from __future__ import annotations
@@ -1649,13 +1654,15 @@ def _pieces(where: str, source: str) -> Iterator[_Piece]:
     Raises:
         SyntaxError: if it is not Python.
     """
-    from IPython.core.inputtransformer2 import TransformerManager  # only grading needs it
-
-    source = re.sub(r"\A\s*%%(time|capture|prun)\b.*", "", source)
-    source = TransformerManager().transform_cell(source)
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:  # it may have commands of IPython: %matplotlib inline, files = !ls, help?
+        magic = r"^(\s*)(\w+ *= *)?(!|%%?(?=\w)|% (?=matplotlib)|\?|[\w.]+\?+$).*"
+        source = re.sub(magic, r"\1pass", source, flags=re.MULTILINE)
+        tree = ast.parse(source)
     linecache.cache[where] = (len(source), None, source.splitlines(True), where)
     functions = _names_wanted() - {"D", "G", "d_optimizer", "g_optimizer"}
-    for node in ast.parse(source).body:
+    for node in tree.body:
         imports = isinstance(node, (ast.Import, ast.ImportFrom))
         for alias in node.names if imports else [None]:  # a missing module costs no other
             if imports:
@@ -1825,9 +1832,7 @@ def grade(path: str | Path) -> Iterator[Result]:
     def restore() -> list[str]:  # what the notebook's code has patched
         changed = []
         for namespace, original in zip(guarded, originals, strict=True):
-            changed += [
-                name for name, value in original.items() if namespace.get(name) is not value
-            ]
+            changed += [name for name in original if namespace.get(name) is not original[name]]
             namespace.update(original)
         return changed
 
@@ -1849,15 +1854,11 @@ def grade(path: str | Path) -> Iterator[Result]:
             missing = re.search(r"NameError: name '(\w+)' is not defined", why)
             for left, error in module.__broken__:
                 if missing and missing[1] in left and isinstance(error, _NotTestable):
-                    outcome, why = (
-                        "NOT TESTABLE HERE",
-                        f"{point}: {missing[1]} is left out, {error}",
-                    )
+                    outcome = "NOT TESTABLE HERE"
+                    why = f"{point}: {missing[1]} is left out, {error}"
         if changed := restore():
-            outcome, why = (
-                "FAILED",
-                f"{point}: the code replaces {changed[0]}, which the tests use.",
-            )
+            outcome = "FAILED"
+            why = f"{point}: the code replaces {changed[0]}, which the tests use."
         why = "".join(c if c.isprintable() else " " for c in why)  # no escapes, no surrogates
         yield Result(point, outcome, why)
 
@@ -1968,21 +1969,16 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         1 if anything FAILED or was not found, else 0.
     """
-    parser = argparse.ArgumentParser(
-        description="Grade solutions of the face generation project against the rubric.",
-        epilog="The code of a solution is executed (what the rubric asks for and what this needs). "
-        "Time, memory and the working directory are guarded, nothing else: use a container for "
-        "strangers' code.",
-    )
-    what = f"notebooks, scripts, and folders of them; default: {NOTEBOOK.name}"
-    parser.add_argument("paths", nargs="*", type=Path, default=[NOTEBOOK], help=what)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("PATH", nargs="*", type=Path, default=[NOTEBOOK])
     parser.add_argument("--seconds", type=float, default=60, help="time limit of each; default: 60")
     parser.add_argument("--gigabytes", type=float, default=4, help="memory of each; default: 4")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all results there")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write them for a spreadsheet")
     options = parser.parse_args(arguments)
     paths = []
-    for path in options.paths:
+    for path in options.PATH:
         if not (found := _notebooks(path)):
             parser.error(f"{path}: there is no notebook.")
         paths += found
@@ -1991,13 +1987,13 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"{file}: there is no such folder.")
     sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not have all characters
     os.environ.setdefault("MPLBACKEND", "Agg")  # no windows
-    for name in ("IPython.core.inputtransformer2", "matplotlib.pyplot", "torchvision"):
+    for name in ("matplotlib.pyplot", "torchvision"):  # once, for all of them
         with suppress(ImportError):
-            importlib.import_module(name)  # once, for all of them
+            importlib.import_module(name)
     table = {}
     for path, results in grade_all(paths, options.seconds, options.gigabytes):
         table[path] = results
-        print(f"{path}: {_totals(results)}")
+        print(f"{path}: {_totals(results)}", flush=True)
         for point, outcome, why in results:
             if outcome != "PASSED":
                 print(f"    {point:<20} {outcome:<10} {why}", flush=True)

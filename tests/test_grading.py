@@ -215,8 +215,8 @@ def test_pytest_needs_the_notebook_and_says_so_once(tmp_path):
     shutil.copy(MODULE, tmp_path)
     run = run_alone(tmp_path, "-m", "pytest", "-q", MODULE.name)
     sentence = f"there is no {rubric.NOTEBOOK.name} beside {MODULE.name} to test."
-    assert run.returncode == 4 and run.stdout.count(sentence) == 1, run.stdout + run.stderr
-    assert "Error" not in run.stdout and len(run.stdout.splitlines()) < 5
+    assert run.returncode == 2 and run.stdout.count(sentence) == 1, run.stdout + run.stderr
+    assert "Error" not in run.stdout and len(run.stdout.splitlines()) < 10
 
 
 def test_pytest_tests_the_notebook_beside_the_module(tmp_path):
@@ -293,7 +293,8 @@ def test_the_help_says_that_code_is_executed_and_what_is_guarded(capsys):
     with pytest.raises(SystemExit):
         rubric.main(["--help"])
     said = " ".join(capsys.readouterr().out.split())
-    assert "The code of a solution is executed" in said
+    assert "Grading executes code of the notebook" in said
+    assert "limits of time and memory and a temporary working directory" in said
     assert "use a container for strangers' code" in said
 
 
@@ -359,7 +360,7 @@ def test_a_notebook_is_graded_without_its_training_and_data(tmp_path):
     cells = CLASSIC.replace("import torch\n", "import torch, no_such_module\n").split("\n\n\n")
     cells = [
         "%matplotlib inline\n!unzip processed_celeba_small.zip\nimport settings",
-        "%%time\n" + cells[0],
+        "%%time\nfiles = !ls\nif torch:\n    ! pip install x\ntorch.nn?\n" + cells[0],
         *cells[1:],
         "raise SystemExit",
         "celeba_train_loader = get_dataloader(64, 32)\nimages, _ = next(iter(celeba_train_loader))",
