@@ -1688,7 +1688,7 @@ def load_definitions(notebook: str | Path) -> types.ModuleType:
         notebook: path of an ``.ipynb`` file, or of a ``.py`` file exported from one.
 
     Returns:
-        A module. Its ``__broken__`` has what could not be defined: the names, and an exception.
+        A module. Its ``__broken__`` has what could not be defined: the names and an exception.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -1728,14 +1728,16 @@ def load_definitions(notebook: str | Path) -> types.ModuleType:
 
 def _define(piece: _Piece, module: types.ModuleType) -> None:
     """Run a piece of a notebook in its module, or note in ``__broken__`` why it cannot run."""
+    names = vars(module)
     try:
-        if _works(piece, vars(module)):
-            message = f"{piece.code.co_filename} touches files, downloads or trains for it."
-            raise _NotTestable(message)
-        exec(piece.code, vars(module))
+        reads, used = (set(), set()) if piece.defines else _reached(piece.code, names)
+        if "train" in reads or any(map(_WORK.search, [_spelled(piece.code, names), *used])):
+            where = piece.code.co_filename
+            raise _NotTestable(f"{where} touches files, downloads or trains for it.")
+        exec(piece.code, names)
     except (Exception, SystemExit) as error:
         missing = error.name if isinstance(error, NameError) else None
-        causes = [cause for names, cause in module.__broken__ if missing in names]
+        causes = [cause for left, cause in module.__broken__ if missing in left]
         if causes and piece.defines:
             setattr(module, missing, None)  # a default that only a run of the notebook gives
             _define(piece, module)
@@ -1747,12 +1749,6 @@ def _define(piece: _Piece, module: types.ModuleType) -> None:
             if not isinstance(error, _NotTestable):
                 error = AssertionError(f"{_describe(error)}.")
             module.__broken__.append((piece.stores, (causes or [error])[0]))
-
-
-def _works(piece: _Piece, names: dict[str, Any]) -> bool:
-    """Tell whether a piece does more than define: it, or a function of the notebook it calls."""
-    reads, used = (set(), set()) if piece.defines else _reached(piece.code, names)
-    return "train" in reads or any(map(_WORK.search, [_spelled(piece.code, names), *used]))
 
 
 def _spelled(code: types.CodeType, names: dict[str, Any]) -> str:
@@ -1768,7 +1764,7 @@ def _spelled(code: types.CodeType, names: dict[str, Any]) -> str:
             text += f".{step.argval}"
         elif step.opname.startswith("CALL"):
             text += "()"
-        elif isinstance(step.argval, types.CodeType) and step.argval.co_name.endswith("comp>"):
+        elif getattr(step.argval, "co_name", "").endswith(("comp>", "expr>")):
             text += _spelled(step.argval, names)
     return text
 
@@ -1916,19 +1912,10 @@ def _verdicts(file: Path, key: bytes, why: str) -> list[Result]:
     return [found.get(point, Result(point, "FAILED", why)) for point, _, _ in _points()]
 
 
-def grade_all(
-    paths: list[Path], seconds: float = 60, gigabytes: float = 4
+def _grade_all(
+    paths: list[Path], seconds: float, gigabytes: float
 ) -> Iterator[tuple[Path, list[Result]]]:
-    """Grade each notebook in a process of its own, on all cores; see above what this guards.
-
-    Args:
-        paths: the notebooks.
-        seconds: time limit of each.
-        gigabytes: memory limit of each, where the system has one.
-
-    Yields:
-        A notebook and its results, as soon as they are there.
-    """
+    """Grade each notebook in a process of its own, on all cores; yield it when it is done."""
     context = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     waiting, running = list(paths), {}
@@ -1991,7 +1978,7 @@ def main(arguments: list[str] | None = None) -> int:
         with suppress(ImportError):
             importlib.import_module(name)
     table = {}
-    for path, results in grade_all(paths, options.seconds, options.gigabytes):
+    for path, results in _grade_all(paths, options.seconds, options.gigabytes):
         table[path] = results
         print(f"{path}: {_totals(results)}", flush=True)
         for point, outcome, why in results:

@@ -205,7 +205,7 @@ def test_the_time_limit_ends_a_notebook(tmp_path):
     path = write_notebook(
         tmp_path / "slow.ipynb", ["class Generator:\n    import time\n    time.sleep(99)"]
     )
-    [(graded_path, results)] = rubric.grade_all([path], seconds=0.5)
+    [(graded_path, results)] = rubric._grade_all([path], seconds=0.5, gigabytes=4)
     assert graded_path == path and [result.point for result in results] == POINTS
     expected = "not done after 0.5 s: it hangs or is slow (see --seconds)."
     assert {(result.outcome, result.why) for result in results} == {("FAILED", expected)}
@@ -235,7 +235,7 @@ def test_pytest_tests_the_notebook_beside_the_module(tmp_path):
 def here(monkeypatch) -> None:
     """Grade in this process."""
     in_turn = lambda paths, *limits: ((path, list(rubric.grade(path))) for path in paths)  # noqa: E731
-    monkeypatch.setattr(rubric, "grade_all", in_turn)
+    monkeypatch.setattr(rubric, "_grade_all", in_turn)
 
 
 def test_the_notebook_beside_the_module_is_the_default(tmp_path, monkeypatch, here, capsys):
@@ -483,7 +483,8 @@ def test_what_the_rubric_does_not_need_does_not_run(tmp_path):
 
 
 HARMFUL = """
-os.replace(kept, kept + '2') | move(kept, kept + '2') | [os.remove(f) for f in [kept]]
+os.replace(kept, kept + '2') | move(kept, kept + '2')
+[os.remove(f) for f in [kept]] | any(os.remove(f) for f in [kept])
 os.truncate(kept, 0) | os.makedirs(made) | os.system('touch ' + made) | operating.unlink(kept)
 getattr(os, 'remove')(kept) | vars(os)['remove'](kept) | os.__dict__['remove'](kept)
 __import__('os').remove(kept) | sys.modules['os'].remove(kept) | eval('os.remove(kept)')
