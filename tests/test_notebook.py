@@ -308,12 +308,27 @@ def test_the_exported_script_runs_in_one_process_and_in_two(executed):
         ({"preset": "fast"}, "preset is 'fast'"),
         ({"output_dir": "/dev/null/out"}, "set output_dir to a place"),
         ({"data_dir": "nowhere.zip"}, "nowhere.zip"),
-        ({"idea": "flop"}, "There is no idea 'flop'"),
     ],
 )
-def test_a_wrong_setting_is_named_before_training(tmp_path, settings, message):
-    parameters = TINY | dict(output_dir=str(tmp_path / "out")) | settings
-    with pytest.raises(papermill.PapermillExecutionError, match=message):
+def test_a_wrong_setting_is_named_before_the_data_are_read(tmp_path, settings, message):
+    tags = [cell.metadata.get("tags", []) for cell in CODE]
+    first, *others = CODE[tags.index(["parameters"]) : tags.index(["real-photos"])]
+    lesson = helpers.load_definitions()
+    exec(first.source, vars(lesson))
+    vars(lesson).update(TINY | dict(output_dir=str(tmp_path / "out")) | settings)
+    with pytest.raises((OSError, ValueError), match=message):
+        for cell in others:
+            exec(cell.source, vars(lesson))
+
+
+def test_a_wrong_setting_ends_a_run_before_training(executed, tmp_path):
+    places = dict(data_dir=str(executed / "images"), output_dir=str(tmp_path / "out"))
+    with pytest.raises(papermill.PapermillExecutionError, match="There is no idea 'flop'"):
         papermill.execute_notebook(
-            files.NOTEBOOK, None, parameters=parameters, cwd=files.HERE, progress_bar=False
+            files.NOTEBOOK,
+            None,
+            parameters=TINY | places | {"idea": "flop"},
+            cwd=files.HERE,
+            progress_bar=False,
         )
+    assert list((tmp_path / "out").iterdir()) == []
