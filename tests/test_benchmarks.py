@@ -8,10 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
 import helpers
@@ -322,8 +324,16 @@ def test_pictures_of_64_are_measured_at_32(image_dir, tmp_path):
     assert all(measured[name] == measured[f"g_{name}"] for name in ablation_table.MEASURES)
 
 
-def test_a_run_that_fails_is_named(tmp_path):
-    with pytest.raises(RuntimeError, match="(?s)image_size is 40"):
+def test_a_run_that_fails_is_named(tmp_path, monkeypatch):
+    cells = [
+        new_code_cell(
+            "image_size = 32\ndata_dir = output_dir = ''", metadata={"tags": ["parameters"]}
+        ),
+        new_code_cell("raise ValueError(f'image_size is {image_size}, of {data_dir}')"),
+    ]
+    nbformat.write(new_notebook(cells=cells), tmp_path / "fails.ipynb")
+    monkeypatch.setattr(ablations, "NOTEBOOK", tmp_path / "fails.ipynb")
+    with pytest.raises(RuntimeError, match="(?s)image_size is 40, of .*nowhere"):
         ablations.run_notebook({"image_size": 40}, tmp_path / "run", tmp_path / "nowhere", 1)
 
 

@@ -69,7 +69,7 @@ def test_importing_helpers_prints_nothing_and_silences_nothing():
 
 
 def test_of_several_processes_the_first_one_prints():
-    code = "import helpers; helpers.Processes(); print('heard')"
+    code = "from faces.processes import Processes; Processes(); print('heard')"
     for rank, printed in (("0", "heard\n"), ("1", "")):
         environment = os.environ | {"RANK": rank, "PYTHONPATH": str(HERE)}
         command = [sys.executable, "-c", code]
