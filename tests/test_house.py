@@ -12,6 +12,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import helpers
 from faces.files import HERE, NOTEBOOK
@@ -49,6 +51,18 @@ def test_parts_are_small(path):
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, kinds):
             assert node.end_lineno - node.lineno < 150, node.name
+
+
+def test_the_saved_runs_versions_are_among_those_allowed():
+    lines = {}
+    for name in ("requirements", "constraints"):
+        text = (HERE / f"{name}.txt").read_text(encoding="utf-8")
+        found = [Requirement(part) for line in text.splitlines() if (part := line.split("#")[0])]
+        lines[name] = {canonicalize_name(r.name): r.specifier for r in found}
+    pins = {name: str(specifier) for name, specifier in lines["constraints"].items()}
+    assert all(pin.startswith("==") for pin in pins.values())
+    for name, allowed in lines["requirements"].items():
+        assert pins[name].removeprefix("==") in allowed, name
 
 
 def test_helpers_is_a_face():
