@@ -4,12 +4,14 @@ Data: ``download`` gets them, ``archive`` unpacks a zip, ``images`` decodes file
 ``arrays`` makes batches of it.
 Lesson: ``settings`` takes a preset's values, ``ideas`` changes the lesson by a file of ``ideas/``,
 ``notebook`` loads its definitions, ``drawing`` draws faces from trained weights.
-Speed: ``processes`` spreads networks, ``speed`` and ``cuda_graph`` make them and their step fast.
-Training: ``training`` surrounds the loop; ``stopping``, ``steps``, ``record``, ``checkpoints``,
-``results`` and ``watching`` each do a part of that.
+Speed: ``processes`` spreads networks, ``speed`` and ``cuda_graph`` make them and their step fast,
+``threads`` leaves other programs their share of the processor.
+Training: ``training`` surrounds the loop; ``folders``, ``stopping``, ``steps``, ``record``,
+``checkpoints``, ``results``, ``weights`` and ``watching`` each do a part of that.
 Measures: ``measures`` judges faces, ``inception`` has FID and KID, ``skin`` tells light from dark.
 Pictures: ``pictures`` shows images, ``diagrams`` draws networks.
-Below them: ``files`` knows where things lie and writes them whole, ``progress`` is the live line.
+Below them: ``files`` knows where things lie and writes them whole, ``digests`` notices a change of
+code, ``progress`` is the live line.
 """
 
 # ruff: noqa: I001 (by subject)
@@ -29,7 +31,7 @@ from faces.processes import Processes
 from faces.speed import Speed
 
 # Training
-from faces.checkpoints import run_folder
+from faces.folders import run_folder
 from faces.training import TrainingRun
 from faces.watching import loss_range
 

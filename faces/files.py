@@ -38,7 +38,13 @@ def writing(path: Path) -> Iterator[Path]:
             yield temporary
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())  # on the disk before it takes the name
-            os.replace(temporary, path)
+            try:
+                os.replace(temporary, path)
+            except PermissionError as error:  # such as on Windows, while a spreadsheet shows it
+                raise PermissionError(
+                    f"{path} cannot be replaced ({error.strerror}): if another program has it "
+                    "open, close it there; then run this again."
+                ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -88,6 +88,14 @@ def is_first_process() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
+def of_first(make: Callable[[], Any]) -> Any:
+    """Let the first process make something; return it in all of them."""
+    made = [make() if is_first_process() else None]
+    if dist.is_initialized():
+        dist.broadcast_object_list(made)
+    return made[0]
+
+
 def share(batch: Any) -> Any:
     """Take this process's part of a global batch: every n-th, and as many as the others."""
     if not dist.is_initialized():
@@ -138,7 +146,7 @@ class _AllReduce(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _AllReduce.forward(ctx, gradient)
+        return _AllReduce.apply(gradient)  # which has a derivative itself
 
 
 def say(line: str) -> None:

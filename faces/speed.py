@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from faces.cuda_graph import RecordedStep
+from faces.processes import say
+from faces.threads import use_free_cores
 
 
 class Speed:
@@ -61,20 +63,25 @@ class Speed:
     ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Return a training step on (images, latents) itself, or recorded, on one CUDA device.
 
+        On a CPU it may use fewer threads than before, see ``use_free_cores``.
+
         Args:
             step: see ``RecordedStep``.
             optimizers: those that it steps, in the state in which they go on.
         """
         if self.fast and self.device.type == "cuda" and not dist.is_initialized():
             return RecordedStep(step, *optimizers)
+        if self.fast and self.device.type == "cpu" and (line := use_free_cores()):
+            say(line)
         return step
 
 
 def bfloat16_pays(device: torch.device) -> bool:
     """Whether a device multiplies matrices in bfloat16 much faster than in float32."""
     if device.type == "cpu":
-        capabilities = torch.cpu.get_capabilities()
-        return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+        has = torch.cpu.get_capabilities()
+        is_hidden = "AVX512" not in torch.backends.cpu.get_cpu_capability()  # by a variable
+        return bool(has.get("amx_bf16") or has.get("avx512_bf16")) and not is_hidden
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 

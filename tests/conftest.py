@@ -18,8 +18,8 @@ from xdist.scheduler import LoadScopeScheduling
 from faces import download, files
 
 # The tests have a process on each core: more threads would only be in each other's way.
-torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 class Scheduling(LoadScopeScheduling):

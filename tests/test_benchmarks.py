@@ -1,5 +1,6 @@
 """The benchmarks, at a tiny size: what they count and report."""
 
+import argparse
 import json
 import resource
 import shutil
@@ -153,7 +154,7 @@ def test_each_row_is_a_change_of_the_recipe_that_users_get():
     assert all(plain[name] == full.get(name, getattr(lesson, name)) for name in kept)
     ideas = {path.stem for path in (HERE / "ideas").glob("*.py")}
     assert ideas < set(options.rows) and options.rows[0] == "plain"
-    assert len(options.rows) == len(set(options.rows)) == 1 + len(ideas) + 7
+    assert len(options.rows) == len(set(options.rows)) == 1 + len(ideas) + 8
     for row in options.rows[1:]:
         settings = ablations.settings_of(row, 1, options)
         changed = {n: settings[n] for n in settings if settings[n] != plain[n]}
@@ -281,18 +282,59 @@ def test_the_table_has_a_line_for_each_row_the_closest_first(tmp_path):
         lines = readme.read_text().splitlines()
         assert lines[0] == "Before" and lines[-1] == "After" and "old" not in lines
         assert "### 6,072 steps, 32 channels" in lines and lines.count(ablation_table.END) == 1
-        assert any("2 seeds have distances from 20.0 to 23.0" in line for line in lines)
+        assert any("2 seeds have a distance from 20.0 to 23.0" in line for line in lines)
         cells = [[c.strip() for c in line.split("|")[1:-1]] for line in lines if "|" in line][2:]
         names = ["**real faces**", "`flips`", "**plain**", "`keep_last_batch`", "`beta1=0.9`"]
         assert [line[0] for line in cells] == names
         assert [line[1] for line in cells] == ["", "1", "2", "1", "1"]
         distances = ["13.9", "19.0", "21.5 (20.0 to 23.0)", "50.0", "101.0"]
-        assert [line[2] for line in cells] == distances
-        assert cells[1][3:6] == ["0.667", "20.0", "0.50"] and cells[0][5] == ""
-        assert cells[1][6].startswith("[Flips](flips.py): half of the real images")
-        assert cells[2][6] == cells[4][6] == ""
+        assert [line[2] for line in cells] == ["", "6,072", "6,072", "6,084", "6,072"]
+        assert [line[3] for line in cells] == distances
+        assert cells[1][4:7] == ["0.667", "20.0", "0.50"] and cells[0][6] == ""
+        assert cells[1][7].startswith("[Flips](flips.py): half of the real images")
+        assert cells[2][7] == cells[4][7] == ""
     with Image.open(tmp_path / "figure.png") as figure:
         assert figure.width > 500
+
+
+def test_measures_in_features_decide_where_all_rows_have_them():
+    rows = [made_row("real faces", frechet=1.0), made_row("plain", swd=10, frechet=9.0)]
+    rows += [made_row("flips", seed, swd=30, frechet=5.0 + 2 * seed) for seed in (0, 1)]
+    table, *others = ablation_table.tables_of(rows)
+    assert list(table) == ["real faces", "flips", "plain"] and not others
+    lines = ablation_table.as_text(table).splitlines()
+    assert any("| distance in features | distance |" in line for line in lines)
+    assert any(line.startswith("| `flips` | 2 | 6,072 | 6.0 (5.0 to 7.0) | 30.0") for line in lines)
+    rows += [made_row("dropout", swd=15)]
+    assert list(ablation_table.tables_of(rows)[0]) == ["plain", "dropout", "real faces", "flips"]
+
+
+def test_stages_choose_rows_seeds_and_lengths(tmp_path, capsys):
+    def options_of(*arguments: str) -> argparse.Namespace:
+        return ablations.options_of(["--csv", str(tmp_path / "table.csv"), *arguments])
+
+    with pytest.raises(SystemExit):
+        options_of("--stage", "2")
+    assert "--stage 2 chooses among stage 1's rows" in capsys.readouterr().err
+    options = options_of("--stage", "1")
+    runs = ablations.runs_of(options)
+    assert (options.epochs, options.conv_dim) == (12, 32) and options.rows[0] == "plain"
+    assert runs.count((0, "flips")) == runs.count((2, "plain")) == 1 and (1, "flips") not in runs
+    assert options_of("--stage", "1", "--epochs", "3").epochs == 3
+    rows = [made_row("real faces"), made_row("plain", swd=19)]
+    rows += [made_row(name, swd=20 + i) for i, name in enumerate(("hinge", "residual", "balanced"))]
+    late = dict(epochs=24, steps=12144)
+    rows += [made_row(name, swd=20 + i, **late) for i, name in enumerate(ablations.LATE[-5:])]
+    for row in rows:
+        ablation_table.add_row(tmp_path / "table.csv", row)
+    options = options_of("--stage", "2")
+    assert options.rows == ["plain", "hinge", "residual", *ablations.LATE]
+    assert (options.epochs, options.conv_dim, options.seeds) == (24, 32, 2)
+    assert ablations.runs_of(options)[-1] == (1, ablations.LATE[-1])
+    options = options_of("--stage", "3")
+    together = "r1+flips+relativistic_r1_r2"
+    assert options.rows == ["plain", *ablations.LATE[-5:-2], together]
+    assert (options.epochs, options.conv_dim, options.seeds) == (24, 64, 1)
 
 
 def test_the_readme_of_the_ideas_has_the_tables_place():

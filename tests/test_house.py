@@ -75,9 +75,10 @@ def test_helpers_is_a_face():
     assert all(f"``{path.stem}``" in helpers.__doc__ for path in MODULES if path.stem[0] != "_")
 
 
-def test_importing_helpers_prints_nothing_and_silences_nothing():
+def test_importing_helpers_prints_nothing_silences_nothing_and_leaves_torchmetrics():
     environment = os.environ | {"RANK": "1", "PYTHONPATH": str(HERE)}
-    command = [sys.executable, "-c", "import helpers; print('heard')"]
+    code = "import sys, helpers; assert 'torchmetrics' not in sys.modules; print('heard')"
+    command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("heard\n", "")
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from small_training import prepare, prepare_fast, train
+from small_training import SignalLoader, prepare, prepare_fast, train
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -44,31 +44,6 @@ def assert_same_run(folder: Path, whole: Path) -> None:
     for part in ("D", "G", "G_average"):
         a, b = (c["parts"][part].values() for c in checkpoints)
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-
-
-class SignalLoader(DataLoader):
-    """Sends this process a signal just before one of its batches is handed out."""
-
-    at, number, n_batches = -1, signal.SIGINT, 0
-
-    @classmethod
-    def like(cls, loader: DataLoader) -> "SignalLoader":
-        """Hands out what another loader does."""
-        return cls(
-            loader.dataset,
-            loader.batch_size,
-            sampler=loader.sampler,
-            drop_last=True,
-            generator=loader.generator,
-            collate_fn=loader.collate_fn,
-        )
-
-    def __iter__(self):
-        for batch in super().__iter__():
-            if self.n_batches == self.at:
-                os.kill(os.getpid(), self.number)
-            self.n_batches += 1
-            yield batch
 
 
 # ------------------------------------------------------------------------------------------ speed
@@ -256,6 +231,7 @@ def test_a_complete_run_is_not_trained_again_but_can_be_made_longer(tmp_path, ca
 
 def run_script(what: str, folder: Path) -> str:
     environment = {n: value for n, value in os.environ.items() if n != "PYTHONUNBUFFERED"}
+    environment |= {"CUDA_VISIBLE_DEVICES": ""}  # two processes may not share a GPU
     run = subprocess.run(
         [sys.executable, SCRIPT, what, folder], env=environment, capture_output=True, text=True
     )
