@@ -43,11 +43,15 @@ class Processes:
                     "set --nproc-per-node to that, or hide them for a run on the CPU."
                 )
             torch.accelerator.set_device_index(local_rank)
-            self.device = torch.accelerator.current_accelerator(check_available=True)
+            kind = torch.accelerator.current_accelerator(check_available=True).type
+            self.device = torch.device(kind, local_rank)
         if self.count > 1 and not dist.is_initialized():
             # Others wait while one decodes the images.
-            backend = dist.get_default_backend_for_device(self.device)
-            dist.init_process_group(backend, timeout=timedelta(hours=2))
+            dist.init_process_group(
+                dist.get_default_backend_for_device(self.device),
+                timeout=timedelta(hours=2),
+                device_id=None if self.device.type == "cpu" else self.device,
+            )
 
     def parallel(self, *networks: nn.Module) -> list[nn.Module]:
         """Let networks average their gradients, and batch norm its statistics, over all processes.

@@ -35,8 +35,10 @@ class Speed:
     def up(self, *networks: nn.Module) -> None:
         """Change networks that are on the device, in place.
 
-        Weights and activations are kept in the order of PyTorch's ``channels_last``. On a CPU the
-        4x4 convolutions of small pictures (8x8 pixels and less on the larger side) become matrix
+        Weights and activations are kept in the order of PyTorch's ``channels_last``, except on an
+        Apple GPU: there batch norm's backward pass fails in that order, or is wrong, in PyTorch
+        2.11 to 2.13 (https://github.com/pytorch/pytorch/issues/175189). On a CPU the 4x4
+        convolutions of small pictures (8x8 pixels and less on the larger side) become matrix
         products with the pictures' patches: the convolution library is several times slower there.
         On a GPU, float32 matrix products may use TF32. Where bfloat16 pays, networks compute in it
         while they train, and still return float32.
@@ -47,7 +49,8 @@ class Speed:
             torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = True
             torch.backends.cuda.matmul.allow_tf32 = True
         for network in networks:
-            network.to(memory_format=torch.channels_last)
+            if self.device.type != "mps":
+                network.to(memory_format=torch.channels_last)
             if self.device.type == "cpu":
                 multiply_patches(network)
             if self.precision == "bfloat16":

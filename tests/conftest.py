@@ -8,17 +8,36 @@ import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from xdist.scheduler import LoadScopeScheduling
 
 from faces import download, files
 
 # The tests have a process on each core: more threads would only be in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+class Scheduling(LoadScopeScheduling):
+    """Whoever is free takes the next test; those of test_notebook.py go to one process, and first.
+
+    They share a run of the notebook, and take longest.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        """Return what a test has in common with those that must run in the same process."""
+        path = nodeid.split("::")[0]
+        return path if path.endswith("test_notebook.py") else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)  # without pytest-xdist nobody calls it
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    return Scheduling(config, log)
 
 
 def blobs(n: int, height: int, width: int, seed: int) -> np.ndarray:
