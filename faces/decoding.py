@@ -12,7 +12,6 @@ from torchvision.transforms import v2
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # PIL's others can start programs
 LARGEST = 2**30 // 4 // 3  # pixels: 256 MiB as RGB; above it PIL warns of a bomb
 LONGEST = 64  # times the short side, which a resize may bring to the size of the pictures
-
 ADVICE = "save it with 8 bits a channel"
 
 

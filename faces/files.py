@@ -95,9 +95,9 @@ def make_once(path: Path, make: Callable[[Path], Path]) -> Path:
                 with tempfile.TemporaryDirectory(prefix=".unfinished-faces-", dir=beside) as folder:
                     made = make(Path(folder))
                     if beside == CACHE and made.is_dir():
-                        (made / RECORD).write_text(_count(made))
-                    if path.exists():
-                        os.replace(path, Path(folder) / "before")
+                        (made / RECORD).write_bytes(_count(made))
+                        if path.exists():  # with files missing
+                            os.replace(path, Path(folder) / "before")
                     os.replace(made, path)
         finally:
             with suppress(OSError):  # on Windows the lock itself does it
@@ -108,11 +108,11 @@ def make_once(path: Path, make: Callable[[Path], Path]) -> Path:
 
 def _is_whole(path: Path) -> bool:
     record = path / RECORD  # of folders in the cache, and none of the user's own
-    return path.exists() and (not record.is_file() or record.read_text() == _count(path))
+    return path.exists() and (not record.is_file() or record.read_bytes() == _count(path))
 
 
-def _count(folder: Path) -> str:
-    return str(sum(1 for _ in folder.rglob("[!.]*")))
+def _count(folder: Path) -> bytes:
+    return b"%d" % sum(1 for _ in folder.rglob("[!.]*"))
 
 
 @contextmanager

@@ -145,8 +145,8 @@ def load_images(
 def _array_key(
     paths: list[Path], transform: Any, data_dir: Path, skip_broken: bool
 ) -> tuple[Path, str, str]:
-    """Where an array is kept; a digest of the files' names and how they are read; one of their
-    sizes and times, and of the first images themselves."""
+    """The folder of an array; a digest of the files' names and how they are read; one of the rest:
+    their sizes and times, and what the transform makes of the first."""
     printed = re.sub("0x[0-9a-fA-F]+", "", str(transform))  # without an address in memory
     how = f"1 {printed} {skip_broken} {PIL.__version__} {torchvision.__version__}"
     names = hashlib.sha256(how.encode())
@@ -155,8 +155,7 @@ def _array_key(
         names.update(f"\0{path.relative_to(data_dir).as_posix()}".encode(errors="surrogateescape"))
         with suppress(OSError):  # a link to nothing: decoding names it
             status = path.stat()
-            # Programs can set the time of the last change of the content, but not of the file.
-            times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
+            times = f"{status.st_mtime_ns} {status.st_ctime_ns}"  # no program can set the second
             states.update(f"{status.st_size} {times}".encode())
         states.update(b" ")
     for path in paths[:3]:

@@ -18,7 +18,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
 import helpers
-from benchmarks import ablation_table, ablations, last_batch, machine, throughput
+from benchmarks import ablation_table, ablations, features, last_batch, machine, throughput
 from faces.files import HERE, WEIGHTS
 from faces.notebook import load_definitions
 
@@ -94,6 +94,7 @@ def test_a_device_that_is_not_there_is_named(capsys):
             "--seeds, --epochs, --conv-dim and --jobs must be at least",
         ),
         ("last_batch", ["runs/plain"], "required: runs"),
+        ("features", ["--n", "1"], "--size and --sets must be at least 1, --n at least 2"),
     ],
 )
 def test_each_benchmark_runs_as_a_script(tmp_path, name, arguments, message):
@@ -230,6 +231,47 @@ def test_results_are_added_and_not_made_twice(image_dir, tmp_path, monkeypatch, 
     monkeypatch.setattr(ablations, "key_of", lambda settings: json.dumps(settings | {"v": 2}))
     ablations.main(arguments)
     assert len(made) == 11  # an idea's file has changed
+
+
+@pytest.mark.skipif(
+    not features.is_installed(), reason="benchmarks/requirements.txt is not installed"
+)
+def test_old_rows_get_the_measures_in_features(image_dir, tmp_path, monkeypatch, capsys):
+    def run_notebook(settings, folder, data_dir, threads):
+        leave_results(folder, 3)
+        return 1.5
+
+    monkeypatch.setattr(ablations, "run_notebook", run_notebook)
+    arguments = [*options_in(tmp_path, image_dir), "--rows", "plain", "flips"]
+    table = tmp_path / "table.csv"
+    ablations.main(arguments)
+    whole = ablations.read_rows(table)
+    names = [*ablation_table.FEATURES, "g_frechet"]
+    assert all(row[name] for row in whole for name in names if row["row"] != "real faces")
+    assert whole[1]["frechet"] != whole[1]["g_frechet"]
+    old = [{n: v for n, v in row.items() if n not in names} for row in whole]
+    ablation_table.write_rows(table, old, list(old[0]))
+    (folder,) = (tmp_path / "runs").glob("flips-*")
+    folder.rename(tmp_path / "elsewhere")
+    monkeypatch.setattr(ablations, "run_notebook", lambda *_: pytest.fail("trained"))
+    ablations.main([*arguments, "--measure"])
+    assert "flips, seed 0:" in capsys.readouterr().out
+    assert ablations.read_rows(table)[:2] == whole[:2]
+    (tmp_path / "elsewhere").rename(folder)
+    ablations.main([*arguments, "--measure"])
+    assert ablations.read_rows(table) == whole
+
+
+def test_a_row_is_added_to_a_table_made_before_a_column(tmp_path):
+    table = tmp_path / "table.csv"
+    ablation_table.write_rows(table, [{"row": "plain", "swd": "20"}], ["row", "swd"])
+    ablation_table.add_row(table, {"row": "flips", "frechet": "30"})
+    plain, flips = ablation_table.read_rows(table)
+    assert (plain["row"], plain["swd"], plain["frechet"]) == ("plain", "20", "")
+    assert (flips["row"], flips["swd"], flips["frechet"]) == ("flips", "", "30")
+    with pytest.raises(ValueError, match="unknown"):
+        ablation_table.write_rows(table, [{"row": "plain", "unknown": "1"}])
+    assert ablation_table.read_rows(table) == [plain, flips]
 
 
 def test_a_table_is_of_runs_of_one_length(image_dir, tmp_path, monkeypatch, capsys):

@@ -130,6 +130,28 @@ def test_a_zip_is_unpacked_again_when_images_are_gone(image_dir, tmp_path, cache
     assert [p.name for p in cache.iterdir()] == [folder.name]
 
 
+def test_a_damaged_record_of_an_unpacked_zip_does_no_harm(image_dir, tmp_path, cache):
+    archive = make_zip(image_dir, tmp_path / "faces.zip")
+    record = helpers.get_data(archive) / files.RECORD
+    before = record.read_bytes()
+    for damage in (b"\xff", b"", b"41"):
+        record.write_bytes(damage)
+        assert len(helpers.find_images(helpers.get_data(archive))) == 40
+        assert record.read_bytes() == before
+
+
+def test_a_folder_of_the_user_is_never_replaced(tmp_path, cache):
+    def make(temporary: Path) -> Path:
+        (tmp_path / "faces").mkdir()  # meanwhile
+        (tmp_path / "faces" / "mine.jpg").write_text("mine")
+        (temporary / "images").mkdir()
+        return temporary / "images"
+
+    with pytest.raises(OSError):
+        files.make_once(tmp_path / "faces", make)
+    assert (tmp_path / "faces" / "mine.jpg").read_text() == "mine"
+
+
 def test_a_zip_with_images_on_top_keeps_them_together(image_dir, tmp_path, cache):
     archive = tmp_path / "flat.zip"
     with zipfile.ZipFile(archive, "w") as opened:
