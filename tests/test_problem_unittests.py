@@ -45,8 +45,8 @@ def failure(point: str, namespace: dict) -> str:
         test(*(namespace[name] for name in names))
     except AssertionError as error:
         assert error.__suppress_context__ or error.__context__ is None  # no chained traceback
-        return str(error)
-    return ""
+        assert rubric._outcomes[-1][1:] == ("FAILED", str(error))
+    return rubric._outcomes[-1][2]
 
 
 def edited(wrong: Wrong) -> tuple[str, str]:
@@ -71,6 +71,7 @@ def test_right_answers_pass_all_tests(style):
 def test_wrong_answers_are_rejected_by_name(wrong):
     message = failure(wrong.test, execute(*edited(wrong)))
     assert wrong.message in message
+    assert rubric._outcomes[-1] == (f"test_{wrong.test}", wrong.outcome, message)
     assert len(message) < 500 and "\n" not in message and "tensor(" not in message
     assert not re.search(r"(?<!\.)\.\.(?!\.)|\.{4}", message)
 
