@@ -764,12 +764,14 @@ def get_dataloader(batch_size, image_size, data_dir='processed_celeba_small/'):
     return torch.utils.data.DataLoader(dataset, batch_size=batch_size, shuffle=True)
 
 
-class Judge(Discriminator):
+class Discriminator(nn.Module):
+    def __init__(self, conv_dim):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, conv_dim, 4, 4)
+        self.conv2 = nn.Conv2d(conv_dim, 1, 8)
+
     def forward(self, x):
-        return super().forward(x).sigmoid()
-
-
-Discriminator = Judge
+        return self.conv2(F.leaky_relu(self.conv1(x), 0.2)).sigmoid()
 
 
 def weights_init_normal(m):
@@ -786,12 +788,12 @@ def fake_loss(D_out):
 
 
 def build_network(d_conv_dim, g_conv_dim, latent_dim=config.z_size):
-    D, G = Judge(d_conv_dim), Generator(latent_dim, g_conv_dim)
+    D, G = Discriminator(d_conv_dim), Generator(latent_dim, g_conv_dim)
     return torch.compile(D.apply(weights_init_normal)), G.apply(weights_init_normal)
 
 
 networks = dict(zip('DG', build_network(16, 16)))
-optimizers = {k: optim.Adam(net.parameters(), config.lr, (0.5, 0.999)) for k, net in networks.items()}
+optimizers = {k: optim.Adam(net.parameters(), config.lr) for k, net in networks.items()}
 train_loader = torch.utils.data.DataLoader([(torch.rand(3, 32, 32), 0)] * 9, 3)
 
 
@@ -875,12 +877,16 @@ def make_train(opt_D, opt_G, dataloader):
 train = make_train(d_optimizer, g_optimizer, torch.utils.data.DataLoader([(torch.rand(3), 0)], 1))
 """,
     "a sigmoid and one loss for both, labels swapped now and then": """
-class Probability(Discriminator):
+class Discriminator(nn.Module):
+    def __init__(self, conv_dim):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, conv_dim, 4, 2, 1)
+        self.conv2 = nn.Conv2d(conv_dim, conv_dim, 4, 2, 1)
+        self.fc = nn.Linear(conv_dim * 8 * 8, 1)
+
     def forward(self, x):
-        return F.sigmoid(super().forward(x))
-
-
-Discriminator = Probability
+        x = F.leaky_relu(self.conv2(F.leaky_relu(self.conv1(x), 0.2)), 0.2)
+        return F.sigmoid(self.fc(x.flatten(1)))
 
 
 def real_loss(D_out, label=1.0):
@@ -1028,8 +1034,9 @@ class Generator(nn.Module):
         self.start = nn.LazyConvTranspose2d(conv_dim * 2, 8)
         self.gate = Gate(conv_dim * 2)
         self.layers = nn.Sequential(
-            nn.ReLU(), nn.ConvTranspose2d(conv_dim * 2, conv_dim, 4, 2, 1), nn.BatchNorm2d(conv_dim),
-            nn.ReLU(), nn.ConvTranspose2d(conv_dim, 3, 4, 2, 1), nn.Tanh(),
+            nn.ReLU(), nn.ConvTranspose2d(conv_dim * 2, conv_dim, 4, 2, 1),
+            nn.BatchNorm2d(conv_dim), nn.ReLU(),
+            nn.ConvTranspose2d(conv_dim, 3, 4, 2, 1), nn.Tanh(),
         )
         self.start(torch.zeros(1, z_size, 1, 1))
 
@@ -1059,7 +1066,7 @@ def augment(x):
 def train(D, G, n_epochs, print_every=50):
     losses = []
     fixed_z = torch.randn(8, latent_dim)
-    D_opt, G_opt = (optim.Adam(net.parameters(), 2e-4, (0, 0.99)) for net in (D, G))
+    D_opt, G_opt = (optim.Adam(net.parameters(), 2e-4, (0.0, 0.99)) for net in (D, G))
     for epoch in range(n_epochs):
         for real_images, _ in celeba_train_loader:
             n = len(real_images)
@@ -1068,7 +1075,7 @@ def train(D, G, n_epochs, print_every=50):
             real_out, fake_out = D(augment(images)).chunk(2)
             gradient = torch.autograd.grad(real_out.sum(), real_images, create_graph=True)[0]
             D_opt.zero_grad()
-            d_loss = torch.clamp(1 - real_out, min=0).mean() + torch.clamp(1 + fake_out, min=0).mean()
+            d_loss = (1 - real_out).clamp(min=0).mean() + (1 + fake_out).clamp(min=0).mean()
             (d_loss + gradient.square().sum([1, 2, 3]).mean()).backward()
             D_opt.step()
             G_opt.zero_grad()
@@ -1121,7 +1128,8 @@ def train(D, G, n_epochs, print_every=50):
         for real_images, _ in faces_loader:
             z = torch.rand(len(real_images), z_size).cuda() * 2 - 1
             optimizerD.zero_grad()
-            d_loss = real_loss(D(shift(scale(real_images).cuda()))) + fake_loss(D(shift(G(z)).detach()))
+            d_loss = real_loss(D(shift(scale(real_images).cuda())))
+            d_loss = d_loss + fake_loss(D(shift(G(z)).detach()))
             d_loss.backward()
             optimizerD.step()
             optimizerG.zero_grad()

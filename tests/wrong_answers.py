@@ -944,14 +944,14 @@ WRONG_ANSWERS = [
     Wrong(
         "get_dataloader",
         "ImageFolder(data_dir",
-        "ImageFolder('../' + data_dir",
-        "data_dir is ignored: it reads ../some_faces-7/ instead of some_faces-7",
+        "ImageFolder('data/' + data_dir",
+        "data_dir is ignored: it reads data/some_faces-7/ instead of some_faces-7",
     ),
     Wrong(
         "scale",
         "x * (max - min) + min",
         "x",
-        "scale(0.000",
+        "scale(0.25) must be -0.5, got 0.25",
     ),
     Wrong(
         "discriminator",
@@ -1145,13 +1145,13 @@ WRONG_ANSWERS = [
     Wrong(
         "optimizers",
         "optim.Adam(G.parameters(), lr, [beta1, beta2])",
-        "optim.Adam(G.parameters(), lr, (0, 0.99), weight_decay=0.5)",
+        "optim.Adam(G.parameters(), lr, (0.0, 0.99), weight_decay=0.5)",
         "weight decay pulls all weights to 0",
     ),
     Wrong(
         "optimizers",
         "optim.Adam(G.parameters(), lr, [beta1, beta2])",
-        "optim.AdamW(G.parameters(), lr, (0, 0.99), weight_decay=0.5)",
+        "optim.AdamW(G.parameters(), lr, (0.0, 0.99), weight_decay=0.5)",
         "g_optimizer's weight decay pulls",
     ),
     Wrong(
