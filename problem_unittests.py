@@ -293,15 +293,10 @@ def _reading(folder: str, size: int) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         path = error.filename or error
-        raise _Wrong(
-            f"data_dir is ignored: it reads {path} instead of {folder}. Pass data_dir on."
-        ) from None
+        raise _Wrong(f"data_dir is ignored: it reads {path} instead of {folder}.") from None
     except (RuntimeError, TypeError) as error:
         if "found <class 'PIL" in str(error):
-            raise _Wrong(
-                "images of a batch must be tensors. Expected float tensors, got PIL images. Add "
-                "transforms.ToTensor()."
-            ) from None
+            raise _Wrong("images of a batch are PIL images. Add transforms.ToTensor().") from None
         if "equal size" not in str(error):
             raise
         raise _Wrong(
@@ -315,11 +310,7 @@ def _reading(folder: str, size: int) -> Iterator[None]:
     "get_dataloader(batch_size, image_size, data_dir) to load the images below data_dir",
 )
 def test_get_dataloader(get_dataloader: Callable[..., Any]) -> None:
-    """Images of a folder come shuffled, in batches, resized, in [0, 1], each once an epoch.
-
-    Raises:
-        AssertionError: with what is wrong.
-    """
+    """Images of a folder come shuffled, in batches, resized, in [0, 1], each once an epoch."""
     n, batch_size, size, folder = 24, 6, 24, "some_faces-7"
     root = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # the loader may keep files
     with root, _working_directory(root.name), _quiet(), _reading(folder, size):
@@ -344,9 +335,7 @@ def test_get_dataloader(get_dataloader: Callable[..., Any]) -> None:
                 )
             orders.append(shown)
     if orders[0] and not orders[1]:
-        raise _Wrong(
-            "a second epoch gives nothing. Return the DataLoader itself, not iter() of it."
-        )
+        raise _Wrong("a second epoch gives nothing. Return the DataLoader, not iter() of it.")
     for shown in orders:
         if len(shown) != n or len(set(shown)) != n:
             raise _Wrong(
@@ -356,41 +345,27 @@ def test_get_dataloader(get_dataloader: Callable[..., Any]) -> None:
             )
     # 24 images come in the same order twice with probability 1 / 24! < 1e-23.
     if orders[0] == orders[1]:
-        raise _Wrong(
-            "two epochs give the images in the same order. Use DataLoader(..., shuffle=True)."
-        )
+        raise _Wrong("two epochs give the images in the same order. Pass shuffle=True.")
 
 
 def _check_batch(batch: Any, batch_size: int, size: int, colors: Tensor) -> list[int | None]:
     """Check one batch of the loader; return which pictures it shows."""
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        raise _Wrong(
-            f"a batch must be a pair. Expected (images, labels), got {_kind(batch)}. "
-            "ImageFolder gives such pairs; the training loop unpacks them."
-        )
+        raise _Wrong(f"a batch must be a pair (images, labels), not {_kind(batch)}.")
     images = batch[0]
     _require_tensor(images, "images of a batch must be tensors.", "Add transforms.ToTensor().")
     expected = f"Expected shape ({batch_size}, 3, {size}, {size}), got {_shape(images)}."
     if images.dim() != 4:
-        raise _Wrong(
-            f"the images do not come in batches. {expected} Return DataLoader(dataset, "
-            "batch_size=batch_size, shuffle=True), not the dataset."
-        )
+        raise _Wrong(f"the images do not come in batches. {expected} Return a DataLoader.")
     if images.shape[1:] != (3, size, size):
         raise _Wrong(
             f"images have the wrong size for image_size={size}. {expected} Use "
             "transforms.Resize(image_size), and keep the 3 colour channels."
         )
     if not images.is_floating_point():
-        raise _Wrong(
-            f"images must be floating-point tensors. Expected torch.float32, got {images.dtype}. "
-            "transforms.ToTensor() makes them."
-        )
+        raise _Wrong(f"images must be float32, not {images.dtype}. Use transforms.ToTensor().")
     if images.min() < -1e-3 or images.max() > 1 + 1e-3:
-        raise _Wrong(
-            f"pixel values must lie in [0, 1]. Expected 0 to 1, got {_span(images)}. Use "
-            "transforms.ToTensor() and no Normalize: scale() goes to [-1, 1] later."
-        )
+        raise _Wrong(f"pixel values must lie in [0, 1]: {_span(images)}. Do not Normalize.")
     shown = _which_pictures(images, colors)
     if None in shown:
         raise _Wrong(
@@ -406,9 +381,6 @@ def test_scale(scale: Callable[..., Tensor]) -> None:
     """Values go linearly from [0, 1] to [-1, 1], whatever the range of the images at hand.
 
     A fixed ``2 * x - 1`` is right; a ``feature_range`` that is used had better be used well.
-
-    Raises:
-        AssertionError: with what is wrong.
     """
     hint = "Use x * (max - min) + min, with min, max = feature_range."
     for shape, low, high in [((4, 3, 32, 32), 0.0, 1.0), ((3, 32, 32), 0.2, 0.7)]:
@@ -478,10 +450,7 @@ class _Calls(TorchFunctionMode):
         given = args[0] if args else kwargs.get("input")
         if self.plain and (name == "batch_norm" or "dropout" in name):
             if "dropout" in name and kwargs.get("training") and kwargs.get("p", 0.5) > 0:
-                raise _Wrong(
-                    "dropout stays on in eval mode. Use nn.Dropout or F.dropout(x, p, "
-                    "self.training), which eval() switches off."
-                )
+                raise _Wrong("dropout stays on in eval mode. Pass self.training to F.dropout.")
             return given
         self.names.append(name)
         result = func(*args, **kwargs)
@@ -611,10 +580,7 @@ def _check_eval(network: nn.Module, x: Tensor, row: str, mixing: float) -> None:
     noise = mixing * change.max() + 1e-7 * before.abs().max()
     changed_rows = (change > noise).nonzero().flatten().tolist()
     if change.max() == 0:
-        raise _Wrong(
-            "the output does not depend on the input. Check that forward passes the result of each "
-            "layer on to the next."
-        )
+        raise _Wrong("the output does not depend on the input. Pass each layer's result on.")
     recentred = (after - before).mean(0).abs().max() < 1e-3 * change.max()
     if changed_rows != [0] or recentred:
         raise _Wrong(
@@ -681,10 +647,7 @@ def _count(network: nn.Module) -> int:
 
 def _check_conv_dim(sizes: dict[int, int]) -> None:
     if sizes[16] <= sizes[8]:
-        raise _Wrong(
-            "conv_dim is ignored. Expected more parameters for conv_dim=16 than for conv_dim=8, "
-            f"got {sizes[16]:,} and {sizes[8]:,}. Make the numbers of channels multiples of it."
-        )
+        raise _Wrong("conv_dim is ignored. Make the numbers of channels multiples of it.")
 
 
 def _ends_in_sigmoid(D: nn.Module) -> bool:
@@ -728,11 +691,7 @@ def _check_logit(after_last: list[str], names: dict[str, Any]) -> bool:
     "Discriminator", "Discriminator(conv_dim) to take images (N, 3, 32, 32), for any conv_dim and N"
 )
 def test_discriminator(Discriminator: Callable[..., nn.Module]) -> None:
-    """A convolutional classifier from images (N, 3, 32, 32) in [-1, 1] to one logit each.
-
-    Raises:
-        AssertionError: with what is wrong.
-    """
+    """A convolutional classifier from images (N, 3, 32, 32) in [-1, 1] to one logit each."""
     sizes = {}
     for conv_dim, n in ((16, 4), (8, 8)):
         D = _make_D(Discriminator, conv_dim)
@@ -748,9 +707,7 @@ def test_discriminator(Discriminator: Callable[..., nn.Module]) -> None:
         is_logit = _check_logit(calls.after_last, _context(Discriminator))
         _check_gradients(D, x, out, calls)
         if not F.max_pool2d(x.grad.abs(), IMAGE_SIZE // 2).all():  # (n, 3, 2, 2): quarters
-            raise _Wrong(
-                "it does not look at the whole image: some quarter or colour has no gradient."
-            )
+            raise _Wrong("it does not look at the whole image. Use all colours and quarters.")
     x = x.detach()
     if is_logit:
         answers = _outputs_for_random_weights(D, x[:2] * 1000)
@@ -767,11 +724,7 @@ def test_discriminator(Discriminator: Callable[..., nn.Module]) -> None:
     "Generator(z_size, conv_dim) to take latents (N, z_size), for any z_size, conv_dim and N",
 )
 def test_generator(Generator: Callable[..., nn.Module]) -> None:
-    """A network from latents (N, z_size) to images (N, 3, 32, 32) in [-1, 1].
-
-    Raises:
-        AssertionError: with what is wrong.
-    """
+    """A network from latents (N, z_size) to images (N, 3, 32, 32) in [-1, 1]."""
     sizes = {}
     for asked, conv_dim, n in ((20, 16, 4), (33, 8, 5), (20, 8, 6)):
         G, z_size = _make_G(Generator, asked, conv_dim)
@@ -797,8 +750,7 @@ def test_generator(Generator: Callable[..., nn.Module]) -> None:
         ignored = (z.grad == 0).all(0).sum()
         if ignored:
             raise _Wrong(
-                f"part of z is ignored: {ignored} of its {z_size} numbers have no gradient. Pass z "
-                "whole to the first layer, e.g. nn.Linear(z_size, ...)."
+                f"part of z is ignored: {ignored} of its {z_size} numbers have no gradient."
             )
         last = next((name for name in reversed(calls.names) if not name.startswith("__")), "")
         if _CUTS_OFF.search(last):
@@ -897,10 +849,7 @@ def _check_init(weights_init_normal: Callable[[nn.Module], Any], own: list[nn.Mo
                     "Leave batch norm alone, or draw its weights from N(1, 0.02)."
                 )
             elif not narrow or (layer.weight - 1).abs().max() >= 0.13:
-                raise _Wrong(
-                    f"{name} is drawn from the wrong distribution: weights with "
-                    f"{_span(layer.weight)}, biases with {_span(layer.bias)}. Leave it alone."
-                )
+                raise _Wrong(f"{name} is drawn from the wrong distribution. Leave it alone.")
             continue
         if torch.equal(layer.weight, before[name].weight):
             raise _Wrong(
@@ -909,15 +858,9 @@ def _check_init(weights_init_normal: Callable[[nn.Module], Any], own: list[nn.Mo
             )
         _check_normal(layer.weight, name)
         if not isinstance(layer.weight, nn.Parameter) or not layer.weight.requires_grad:
-            raise _Wrong(
-                f"the weights of {name} can no longer be trained. Change them in place: "
-                "nn.init.normal_(m.weight, 0.0, 0.02)."
-            )
+            raise _Wrong(f"the weights of {name} can no longer be trained. Change them in place.")
         if torch.equal(layer.weight, first[name].weight):
-            raise _Wrong(
-                "a seed is set inside, so that each call draws the same numbers. Set a seed once, "
-                "at the top of the notebook."
-            )
+            raise _Wrong("a seed is set inside, so that each call draws the same numbers.")
         if layer.bias is not None and not torch.equal(layer.bias, before[name].bias):
             if not narrow or abs(layer.bias.mean()) >= 0.13 / layer.bias.numel() ** 0.5:
                 raise _Wrong(
@@ -935,9 +878,6 @@ def test_weights_init_normal(weights_init_normal: Callable[[nn.Module], Any]) ->
 
     Biases may be left alone, set to 0 or drawn as narrowly; batch norm may be left alone or drawn
     from N(1, 0.02). Layers of a kind that the notebook's own networks do not have do not matter.
-
-    Raises:
-        AssertionError: with what is wrong.
     """
     _check_init(weights_init_normal, _own_layers(_context(weights_init_normal)))
 
@@ -971,20 +911,13 @@ def _build(build_network: Callable[..., Any], *sizes: int) -> tuple[nn.Module, n
         else:  # other names; or without a width of the latents, if that is G's own
             networks = build_network(*sizes[: len(parameters)])
     if not isinstance(networks, (tuple, list)) or len(networks) != 2:
-        raise _Wrong(
-            f"build_network must return both networks. Expected (D, G), got {_kind(networks)}. "
-            "End it with return D, G."
-        )
+        raise _Wrong(f"build_network must return both networks (D, G), not {_kind(networks)}.")
     return _check_network(networks[0], "D"), _check_network(networks[1], "G")
 
 
 @_rubric_test("build_network", "build_network(d_conv_dim, g_conv_dim, z_size) to return D, G")
 def test_build_network(build_network: Callable[..., Any]) -> None:
-    """D and G, in this order, of the sizes asked for, with weights from N(0, 0.02).
-
-    Raises:
-        AssertionError: with what is wrong.
-    """
+    """D and G, in this order, of the sizes asked for, with weights from N(0, 0.02)."""
     n, names = 4, _context(build_network)
     with _blame_init(names):
         D, G = _build(build_network, 16, 16, 20)
@@ -1023,10 +956,7 @@ def test_build_network(build_network: Callable[..., Any]) -> None:
                 "Discriminator(d_conv_dim) and Generator(z_size, g_conv_dim)."
             )
     if all(torch.equal(a, b) for a, b in zip(same_D.parameters(), D.parameters(), strict=True)):
-        raise _Wrong(
-            "a second call gives the same weights. Make new networks inside build_network, and set "
-            "no seed there."
-        )
+        raise _Wrong("a second call gives the same weights. Make new networks, without a seed.")
 
 
 # ------------------------------------------------------------------------------- losses
@@ -1122,11 +1052,7 @@ def _check_loss(loss: Callable[..., Tensor], low: float, high: float, **options:
 
 @_rubric_test("real_loss", "real_loss(D_out) to take logits (N, 1) or (N,), for any N")
 def test_real_loss(real_loss: Callable[..., Tensor]) -> None:
-    """Cross entropy, least squares or hinge loss of D's answers for label 1, smoothed or not.
-
-    Raises:
-        AssertionError: with what is wrong.
-    """
+    """Cross entropy, least squares or hinge loss of D's answers for label 1, smoothed or not."""
     _check_loss(real_loss, 0.7, 1.2)
     smooth = inspect.signature(real_loss).parameters.get("smooth")
     if smooth is not None and isinstance(smooth.default, bool):
@@ -1135,11 +1061,7 @@ def test_real_loss(real_loss: Callable[..., Tensor]) -> None:
 
 @_rubric_test("fake_loss", "fake_loss(D_out) to take logits (N, 1) or (N,), for any N")
 def test_fake_loss(fake_loss: Callable[..., Tensor]) -> None:
-    """Cross entropy, least squares or hinge loss of D's answers for label 0, smoothed or not.
-
-    Raises:
-        AssertionError: with what is wrong.
-    """
+    """Cross entropy, least squares or hinge loss of D's answers for label 0, smoothed or not."""
     _check_loss(fake_loss, 0.0, 0.3)
 
 
@@ -1153,11 +1075,7 @@ def test_optimizers(
     D: nn.Module,
     G: nn.Module,
 ) -> None:
-    """Each optimizer holds exactly its own network's parameters, with usable settings.
-
-    Raises:
-        AssertionError: with what is wrong.
-    """
+    """Each optimizer holds exactly its own network's parameters, with usable settings."""
     networks = {id(p): name for name, net in (("D", D), ("G", G)) for p in net.parameters()}
     optimizers = {"D": ("d_optimizer", d_optimizer), "G": ("g_optimizer", g_optimizer)}
     held = {}
@@ -1197,52 +1115,30 @@ def test_optimizers(
 
 
 _SAME_LATENTS = "are all the same. Draw z of shape (batch_size, z_size) inside the batch loop."
-_FAULTY = [  # network, what many of its steps do to D's answers, message
-    ("D", {"real down"}, "D learns to call real images fake. Do not swap real_loss and fake_loss."),
-    (
-        "D",
-        {"fake up", "fake down"},
-        "D's step uses the gradients of G's loss too. Call d_optimizer.zero_grad() before d_loss.",
-    ),
-    (
-        "D",
-        {"fake up"},
-        "D learns to call generated images real. Put fake_loss(D(fake_images)) into d_loss, and "
-        "step d_optimizer on d_loss only.",
-    ),
-    (
-        "G",
-        {"fake up", "fake down"},
-        "G's step uses the gradients of D's loss too. Call g_optimizer.zero_grad() before g_loss, "
-        "or use D(fake_images.detach()) in D's step.",
-    ),
-    (
-        "G",
-        {"fake down"},
-        "G's loss pushes D's answer on generated images down. Use flipped labels: g_loss = "
-        "real_loss(D(fake_images)).",
-    ),
-]
-_WANTED = {  # network, what some of its steps must do: what is missing otherwise
-    ("D", "real up"): "D never learns from real images. Add real_loss(D(real_images)) to d_loss",
-    ("D", "fake down"): "D never learns from generated images. Add fake_loss(D(fake_images)) to "
-    "d_loss",
-    ("G", "fake up"): "G never learns from D's answers. Use g_loss = real_loss(D(fake_images))",
+_FAULTY = {  # what many of a network's steps do to D's answers
+    "D real down": "D learns to call real images fake. Do not swap real_loss and fake_loss.",
+    "D fake up fake down": "D's step uses the gradients of G's loss too. Call "
+    "d_optimizer.zero_grad() just before d_loss.backward().",
+    "D fake up": "D learns to call generated images real. Use d_loss for D's step, with "
+    "fake_loss(D(fake_images)).",
+    "G fake up fake down": "G's step uses the gradients of D's loss too. Call "
+    "g_optimizer.zero_grad() just before g_loss.backward().",
+    "G fake down": "G's loss pushes D's answer on generated images down. Use flipped labels: "
+    "g_loss = real_loss(D(fake_images)).",
+}
+_WANTED = {  # what some of a network's steps must do
+    "D real up": "D never learns from real images. Add real_loss(D(real_images)) to d_loss",
+    "D fake down": "D never learns from generated images. Add fake_loss(D(fake_images)) to d_loss",
+    "G fake up": "G never learns from D's answers. Use g_loss = real_loss(D(fake_images))",
 }
 _REAL = (1 << 32) - 1  # the bits of a mark that stand for the loader's images
 
 
-def _compare(rows: Tensor, references: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Find for each row the reference that it is most alike, up to a gain and a shift.
-
-    Returns:
-        Its index, correlation, gain and shift, (N,) each: row = gain * reference + shift.
-    """
-    a, b = (t - t.mean(1, keepdim=True) for t in (rows, references))
-    best = (F.normalize(a) @ F.normalize(b).T).max(1)
-    match = b[best.indices]
-    gain = (a * match).sum(1) / match.square().sum(1).clamp(min=1e-12)
-    return best.indices, best.values, gain, rows.mean(1) - gain * references[best.indices].mean(1)
+def _most_alike(row: Tensor, references: Tensor) -> tuple[int, Tensor, Tensor]:
+    """The index of the reference that a row correlates most with, the correlation, and the gain."""
+    a, b = row - row.mean(), references - references.mean(1, keepdim=True)
+    likeness, index = (F.normalize(b) @ F.normalize(a, dim=0)).max(0)
+    return int(index), likeness, (a @ b[index]) / b[index].square().sum().clamp(min=1e-12)
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -1312,9 +1208,8 @@ class _Training(TorchFunctionMode):
         self.seen: Counter[int] = Counter()  # how often D was shown each of the images
         self.levels: dict[str, list[Tensor]] = defaultdict(list)  # gains, shifts of D's inputs
         self.n_backward = 0
-        self.differentiating = False  # whether torch.autograd.grad runs
         self.pushes: dict[int, set[str]] = defaultdict(set)  # of each backward pass
-        self.slopes: list[Tensor] = []  # of the losses' derivatives, relative to their size
+        self.slopes: dict[int, list[Tensor]] = defaultdict(list)  # of its gradients by their size
         self.gradients: dict[str, list[tuple[int, Tensor]]] = {"D": [], "G": []}
         self.n_used = {"D": 0, "G": 0}  # gradients that were there at the last step
         self.before: dict[str, list[Tensor]] = {}  # weights
@@ -1338,18 +1233,13 @@ class _Training(TorchFunctionMode):
     @contextmanager
     def watch(self) -> Iterator[None]:
         """Install all hooks, and remove them again."""
-        backward, grad = torch.autograd.backward, torch.autograd.grad
 
-        def count_backward(*args: Any, **kwargs: Any) -> None:
-            self.n_backward += 1
-            backward(*args, **kwargs)
+        def counted(differentiate: Callable[..., Any]) -> Callable[..., Any]:
+            def run(*args: Any, **kwargs: Any) -> Any:
+                self.n_backward += 1
+                return differentiate(*args, **kwargs)
 
-        def unnoted_grad(*args: Any, **kwargs: Any) -> Any:
-            self.differentiating = True
-            try:
-                return grad(*args, **kwargs)
-            finally:
-                self.differentiating = False
+            return run
 
         def note(name: str) -> Callable[[Tensor], None]:
             return lambda g: self.gradients[name].append((self.n_backward, g.clone()))
@@ -1363,8 +1253,9 @@ class _Training(TorchFunctionMode):
                 *(probe.register_hook(note(name)) for name, probe in self.probes.items()),
             ):
                 stack.callback(hook.remove)
-            stack.enter_context(mock.patch.object(torch.autograd, "backward", count_backward))
-            stack.enter_context(mock.patch.object(torch.autograd, "grad", unnoted_grad))
+            for name in ("backward", "grad"):
+                wrapped = counted(getattr(torch.autograd, name))
+                stack.enter_context(mock.patch.object(torch.autograd, name, wrapped))
             stack.enter_context(self)
             yield
 
@@ -1464,30 +1355,26 @@ class _Training(TorchFunctionMode):
     def _kinds(self, call: _Call, rows: Tensor) -> list[str]:
         """Tell real, generated and mixed images; note how far they are from what they shall be."""
         if rows.shape[1] != self.images.shape[1]:
-            raise _Wrong(
-                f"D is given something that is not an image, of shape {_shape(call.given)}."
-            )
-        which, likeness, gain, shift = _compare(rows, self.images)
+            raise _Wrong(f"D is given no images, but shape {_shape(call.given)}.")
         kinds = []
-        for row, mark in enumerate(call.marks):
-            if not mark and likeness[row] > 0.9:  # it came by NumPy
-                mark = 1 << int(which[row])
+        for row, mark in zip(rows, call.marks, strict=True):
+            image, likeness, _ = _most_alike(row, self.images)
+            if not mark and likeness > 0.9:  # it came by NumPy
+                mark = 1 << image
             real, sources = mark & _REAL, self._calls(mark)
             self.seen.update(i for i in range(len(self.images)) if real >> i & 1)
             kinds.append("mixed" if real and sources else "real" if real else "fake")
-            if kinds[-1] == "real" and likeness[row] > 0.9:
-                level = gain[row], shift[row], rows[row].min(), rows[row].max()
-                self.levels["real"].append(torch.stack(level))
-            elif kinds[-1] == "fake" and sources and sources[0].network == "G":
-                _, alike, *level = _compare(rows[[row]], sources[0].result.flatten(1))
-                if alike > 0.999:
-                    self.levels["fake"].append(torch.cat(level))
+            if kinds[-1] == "real":
+                self.levels["real"].append(torch.stack([row.min(), row.max()]))
+            elif sources and sources[0].network == "G":
+                made = sources[0].result.flatten(1)
+                index, likeness, gain = _most_alike(row, made)
+                if likeness > 0.999:
+                    self.levels["fake"].append(torch.stack([gain, row.mean() - made[index].mean()]))
         return kinds
 
     def _note_push(self, call: _Call, kinds: list[str], gradient: Tensor) -> None:
         """Note which way a backward pass pushes D's answers."""
-        if self.differentiating:
-            return
         call.passes.add(self.n_backward)
         g, x = gradient.flatten().cpu().float(), call.result.flatten()
         for kind in ("real", "fake"):
@@ -1497,7 +1384,7 @@ class _Training(TorchFunctionMode):
                 if abs(mean) > 0.25 * g[chosen].abs().sum() / len(kinds):
                     self.pushes[self.n_backward].add(f"{kind} {'up' if mean < 0 else 'down'}")
                     slope = (g[chosen] * centred).sum() / centred.square().sum()
-                    self.slopes.append(slope / mean.abs())
+                    self.slopes[self.n_backward].append(slope / mean.abs())
 
     # What steps do
 
@@ -1531,7 +1418,7 @@ class _Training(TorchFunctionMode):
         fresh = self.gradients[other][self.n_used[other] :]
         pushes = set().union(*(self.pushes[i] for i, _ in fresh))
         loss, own = f"{owner.lower()}_loss", f"{owner.lower()}_optimizer"
-        if {push for name, push in _WANTED if name == other} <= pushes:
+        if {wish[2:] for wish in _WANTED if wish[0] == other} <= pushes:
             return _Wrong(
                 f"the optimizers are swapped: {other.lower()}_loss.backward() is followed by a "
                 f"step of {owner}. Step the one that holds {other.lower()}'s parameters."
@@ -1567,15 +1454,13 @@ class _Training(TorchFunctionMode):
     def check(self, losses: Any) -> None:
         """Check what was recorded, and what train returned."""
         if not self.seen:
-            raise _Wrong(
-                "D is never shown the loader's images. Compute d_real_loss = "
-                "real_loss(D(real_images)) in the batch loop."
-            )
+            raise _Wrong("D is never shown the loader's images. Use real_loss(D(real_images)).")
         self._check_levels()
-        for name, faulty, message in _FAULTY:  # a few labels may be flipped on purpose
-            wanted = {push for network, push in _WANTED if network == name}
-            judged = [s for s in self.steps[name] if not (s.piled_up and s.pushes & wanted)]
-            if judged and 3 * sum(faulty <= s.pushes for s in judged) >= len(judged):
+        wanted = {name: {w[2:] for w in _WANTED if w[0] == name} for name in "DG"}
+        for faulty, message in _FAULTY.items():  # a few labels may be flipped on purpose
+            name, pushes = faulty[0], set(re.findall("(?:real|fake) (?:up|down)", faulty))
+            judged = [s for s in self.steps[name] if not (s.piled_up and s.pushes & wanted[name])]
+            if judged and 3 * sum(pushes <= s.pushes for s in judged) >= len(judged):
                 raise _Wrong(message)
         for name, steps in self.steps.items():
             own = f"{name.lower()}_optimizer"
@@ -1583,11 +1468,10 @@ class _Training(TorchFunctionMode):
                 raise _Wrong(f"{name} is never updated. Call {own}.step() in the training loop.")
             if 3 * sum(s.piled_up for s in steps) >= len(steps):
                 raise _Wrong(
-                    f"gradients of {name} pile up from step to step. Call {own}.zero_grad() before "
-                    f"{name.lower()}_loss.backward()."
+                    f"gradients of {name} pile up from step to step. Call {own}.zero_grad()."
                 )
-        for (name, push), message in _WANTED.items():
-            if not any(push in s.pushes for s in self.steps[name]):
+        for wish, message in _WANTED.items():
+            if not any(wish[2:] in s.pushes for s in self.steps[wish[0]]):
                 raise _Wrong(f"{message}, and call zero_grad() before backward(), not after it.")
         if self.n_batches < self.expected:
             raise self._wrong_number(str(self.n_batches))
@@ -1596,22 +1480,28 @@ class _Training(TorchFunctionMode):
         self._check_losses(losses)
         # The gradient's slope is 0.4 to 0.8 times its size for cross entropy of logits of 0.5, and
         # twice its size or more for cross entropy and least squares of probabilities of 0.5.
-        slope = torch.stack(self.slopes).median()
+        used = set().union(*(s.passes for steps in self.steps.values() for s in steps))
+        slope = torch.stack([x for i in used for x in self.slopes[i]]).median()
         if _ends_in_sigmoid(self.networks["D"]) and slope < 1:
             raise _Wrong("D ends in a sigmoid, and its losses apply another one. Use nn.BCELoss.")
 
     def _check_levels(self) -> None:
         """Check the range of D's inputs, which an augmentation may change at random."""
-        for kind, levels in self.levels.items():
-            gain, shift, *span = torch.stack(levels).median(0).values.tolist()
-            if abs(gain - 1) > 0.1 or abs(shift) > 0.2:
-                raise _Wrong(
-                    f"real images do not reach D in [-1, 1]: values from {span[0]:.2f} to "
-                    f"{span[1]:.2f}. Call real_images = scale(real_images) once."
-                    if kind == "real"
-                    else "generated images do not reach D as G makes them, but times "
-                    f"{gain:.1f}, shifted by {shift:.1f}. Do not scale them: tanh gives [-1, 1]."
-                )
+        medians = {
+            kind: torch.stack(levels).median(0).values for kind, levels in self.levels.items()
+        }
+        low, high = medians["real"].tolist()
+        if not -1.6 < low < -0.6 or not 0.6 < high < 1.6:
+            raise _Wrong(
+                f"real images do not reach D in [-1, 1]: values from {low:.2f} to {high:.2f}. Call "
+                "real_images = scale(real_images) once."
+            )
+        gain, shift = medians.get("fake", torch.tensor([1.0, 0.0])).tolist()
+        if abs(gain - 1) > 0.1 or abs(shift) > 0.2:
+            raise _Wrong(
+                f"generated images do not reach D as G makes them, but times {gain:.1f}, shifted "
+                f"by {shift:.1f}. Do not scale them: tanh gives [-1, 1]."
+            )
 
     def _check_course(self) -> None:
         """Check what is trained when, and in which mode."""
@@ -1624,7 +1514,7 @@ class _Training(TorchFunctionMode):
                 "images of celeba_train_loader. Pass each batch to D."
             )
         for call in self.calls:
-            if call.passes and not call.training:
+            if self._owners(call) and not call.training:
                 name = call.network
                 raise _Wrong(f"{name} trains in eval mode. Call {name}.train() after the samples.")
         for name, steps in self.steps.items():
@@ -1633,14 +1523,10 @@ class _Training(TorchFunctionMode):
                 epochs[s.n_batches > self.expected // 2].add(id(s.optimizer))
             if all(epochs) and not epochs[0] & epochs[1]:
                 raise _Wrong(
-                    f"{name} gets a new optimizer each epoch, which forgets the averages of the "
-                    "last. Make both optimizers once, before the loops."
+                    f"{name} gets a new optimizer each epoch. Make it once, before the loops."
                 )
         if n_G <= 2 and n_D >= 4 * n_G:
-            raise _Wrong(
-                f"G is trained once an epoch: {n_G} steps of G for {n_D} of D. Put G's step "
-                "inside the batch loop."
-            )
+            raise _Wrong(f"G is trained once an epoch: {n_G} steps of G for {n_D} of D.")
 
     def _owners(self, call: _Call) -> set[str]:
         """The networks whose steps learned from a call."""
@@ -1656,28 +1542,18 @@ class _Training(TorchFunctionMode):
                 raise _Wrong(f"the latents of {use} {_SAME_LATENTS}")
         train, fixed = ([c.given for c in G_calls if c.training is mode] for mode in (True, False))
         if not fixed:
-            raise _Wrong(
-                "the fixed samples are not drawn in eval mode. Call G.eval(), draw them with "
-                "G(fixed_z) once an epoch, then call G.train()."
-            )
+            raise _Wrong("the fixed samples are not drawn in eval mode. Call G.eval() before.")
         if all(len(z) > 1 and torch.equal(z, z[:1].expand_as(z)) for z in fixed):
-            raise _Wrong(
-                "the fixed latents of the samples are all the same, which gives equal images. Draw "
-                "fixed_z like z, once."
-            )
+            raise _Wrong("the fixed latents of the samples are all the same. Draw fixed_z like z.")
         repeated = any(torch.equal(a, b) for i, a in enumerate(fixed) for b in fixed[:i])
         if len(fixed) > 1 and not repeated:
-            raise _Wrong(
-                "the samples of each epoch come from other latents. Draw fixed_z once, before the "
-                "first epoch."
-            )
+            raise _Wrong("the samples of each epoch come from other latents. Draw fixed_z once.")
         a, b = (torch.cat([z.flatten() for z in group]) for group in (train, fixed))
         ratio = float(a.std() / b.std().clamp(min=1e-6))
         if not 1 / 1.3 < ratio < 1.3 or abs(a.mean() - b.mean()) > 0.3 * a.std():
             raise _Wrong(
-                "the latents of the samples come from another distribution than those of the "
-                f"training: mean {b.mean():.2f} and standard deviation {b.std():.2f} instead of "
-                f"{a.mean():.2f} and {a.std():.2f}. Draw fixed_z like z."
+                "the latents of the samples come from another distribution (standard deviation "
+                f"{b.std():.2f}) than those of the training ({a.std():.2f}). Draw fixed_z like z."
             )
 
     def _check_losses(self, losses: Any) -> None:
@@ -1713,8 +1589,7 @@ class _Training(TorchFunctionMode):
                 )
         if late or len(pairs) < 2:
             raise _Wrong(
-                "the losses of the first epoch are lost. Put losses = [] before the loop over the "
-                "epochs."
+                "the losses of the first epoch are lost. Put losses = [] before all loops."
             )
 
 
@@ -1849,9 +1724,6 @@ def test_train(train: Callable[..., Any]) -> None:
 
     ``train`` runs in an empty folder, with small stand-ins for the global variables that it reads
     (networks, optimizers, data); all global variables are as they were afterwards.
-
-    Raises:
-        AssertionError: with what is wrong.
     """
     names = getattr(_inner(train), "__globals__", None)
     if names is None:

@@ -263,7 +263,7 @@ def test_functions_that_return_none_fail_with_a_sentence():
         "discriminator": "Discriminator: the code stopped with TypeError",
         "generator": "Generator: it has no layers with weights",
         "weights_init_normal": "the weights of Conv2d are left as they were",
-        "build_network": "build_network must return both networks. Expected (D, G), got None",
+        "build_network": "build_network must return both networks (D, G), not None",
         "real_loss": "the loss must be a tensor. Expected a tensor, got None",
         "fake_loss": "the loss must be a tensor. Expected a tensor, got None",
         "optimizers": "d_optimizer is not an optimizer",

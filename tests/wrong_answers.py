@@ -24,7 +24,7 @@ WRONG_ANSWERS = [
     Wrong("get_dataloader", "return loader", "return", "it returns None"),
     Wrong("get_dataloader", "return loader", "return dataset", "do not come in batches"),
     Wrong("get_dataloader", "shuffle=True", "shuffle=False", "the same order"),
-    Wrong("get_dataloader", "shuffle=True", "", "Use DataLoader(..., shuffle=True)"),
+    Wrong("get_dataloader", "shuffle=True", "", "Pass shuffle=True"),
     Wrong("get_dataloader", "batch_size=batch_size", "batch_size=8", "batch_size=6 is not respect"),
     Wrong("get_dataloader", "Resize(image_size)", "Resize(32)", "wrong size for image_size=24"),
     Wrong("get_dataloader", "transforms.Resize(image_size), ", "", "images are not resized"),
@@ -39,13 +39,13 @@ WRONG_ANSWERS = [
         "get_dataloader",
         "transforms.ToTensor()",
         "transforms.PILToTensor()",
-        "Expected torch.float32, got torch.uint8",
+        "images must be float32, not torch.uint8",
     ),
     Wrong(
         "get_dataloader",
         "transforms.ToTensor()]",
         "transforms.ToTensor(), transforms.Normalize((.5,) * 3, (.5,) * 3)]",
-        "must lie in [0, 1]. Expected 0 to 1, got values from -1.00",
+        "must lie in [0, 1]: values from -1.00",
     ),
     Wrong(
         "get_dataloader",
@@ -91,8 +91,8 @@ WRONG_ANSWERS = [
         style="an own Dataset",
     ),
     Wrong("get_dataloader", "batch_size=batch_size", "batch_size=24", "got [24]"),
-    Wrong("get_dataloader", "return loader", "return iter(loader)", "Return the DataLoader itself"),
-    Wrong("get_dataloader", ", transforms.ToTensor()", "", "got PIL images. Add transforms.ToTen"),
+    Wrong("get_dataloader", "return loader", "return iter(loader)", "a second epoch gives nothing"),
+    Wrong("get_dataloader", ", transforms.ToTensor()", "", "images of a batch are PIL images"),
     # ------------------------------------------------------------------------------ the scale
     Wrong(
         "scale",
@@ -522,7 +522,9 @@ WRONG_ANSWERS = [
         outcome="ADVICE",
     ),
     # -------------------------------------------------------------------------- build_network
-    Wrong("build_network", "print(G)\n    return D, G", "print(G)", "Expected (D, G), got None"),
+    Wrong(
+        "build_network", "print(G)\n    return D, G", "print(G)", "both networks (D, G), not None"
+    ),
     Wrong("build_network", "print(G)\n    return D, G", "return G, D", "Return D, G in this order"),
     Wrong("build_network", "print(G)\n    return D, G", "return D, D", "networks do not fit"),
     Wrong("build_network", "    G.apply(weights_init_normal)\n", "", "fc of G has the wrong"),
