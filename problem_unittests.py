@@ -193,8 +193,10 @@ def _rubric_test(name: str, call: str) -> Callable[[Callable[..., None]], Callab
                     outcome, why = "ADVICE", " ".join(_advice)
             except _Wrong as wrong:
                 outcome, why = "FAILED", str(wrong)
-            except (_NotTestable, FileNotFoundError, ModuleNotFoundError) as missing:
+            except _NotTestable as missing:
                 outcome, why = "NOT TESTABLE HERE", str(missing)
+            except (FileNotFoundError, ModuleNotFoundError) as missing:
+                outcome, why = "NOT TESTABLE HERE", f"something is missing: {missing}."
             except (Exception, SystemExit) as error:
                 outcome, why = "FAILED", f"{_describe(error)}. Expected {call}."
                 if re.search("cuda|nvidia", str(error), re.I) and not torch.cuda.is_available():

@@ -91,6 +91,41 @@ def test_no_false_alarm_for_other_seeds(style, seed, monkeypatch):
     assert {point: failure(point, namespace) for point in POINTS} == dict.fromkeys(POINTS, "")
 
 
+def test_a_sigmoid_is_neither_right_nor_wrong_before_the_losses_are_known():
+    source = CLASSIC[: CLASSIC.index("class Generator")]
+    namespace = execute(source.replace("x = self.fc(x)", "x = self.fc(x).sigmoid()"))
+    assert "right with nn.BCELoss, wrong with nn.BCEWith" in failure("discriminator", namespace)
+    assert rubric._outcomes[-1][1] == "ADVICE"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("point", "old", "new", "why"),
+    [
+        ("train", "    samples = []\n", "    samples = []\n    D.to('cuda')\n", "it needs a GPU"),
+        ("real_loss", "torch.ones(D_out.size(0))", "torch.ones(9, device='cuda')", "needs a GPU"),
+        (
+            "discriminator",
+            "        self.fc = ",
+            "        self.to('cuda')\n        self.fc = ",
+            "GPU",
+        ),
+        (
+            "train",
+            "    samples = []\n",
+            "    samples = np.load('moments.npy')\n",
+            "something is missing: [Errno 2] No such file or directory: 'moments.npy'.",
+        ),
+        ("scale", "min, max = feature_range\n", "import no_such_module\n", "no_such_module"),
+    ],
+)
+def test_what_this_machine_lacks_is_not_testable_here(point, old, new, why, capsys):
+    assert CLASSIC.count(old) == 1
+    assert why in failure(point, execute(CLASSIC.replace(old, new)))
+    assert rubric._outcomes[-1][1] == "NOT TESTABLE HERE"
+    assert capsys.readouterr().out.startswith("NOT TESTABLE HERE: ")
+
+
 # ------------------------------------------------------------------------------ side effects
 
 
