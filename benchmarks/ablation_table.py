@@ -151,8 +151,9 @@ def as_text(table: Table) -> str:
         if len(plain) > 1:
             about += (
                 f" The plain recipe's {len(plain)} seeds have a {shown[column]} from "
-                f"{min(plain):.1f} to {max(plain):.1f}: differences between rows that are not "
-                "larger may be chance."
+                f"{min(plain):.1f} to {max(plain):.1f}: by their spread, another row's one seed "
+                f"must be {least_difference(table, column, 1, len(plain)):.1f} from their mean "
+                "to count."
             )
     lines = [f"### {steps:,} steps, {runs[0]['conv_dim']} channels", "", about, ""]
     lines += [f"| row | seeds | steps | {' | '.join(shown.values())} | |"]
@@ -181,11 +182,18 @@ def title_of(idea: str) -> str:
 def draw(table: Table, path: Path) -> None:
     """Draw each row's measures: a dot a run, and the plain recipe's runs as a band."""
     names = [name for name in table if name != REAL]
-    titles = {"swd": "Sliced Wasserstein\ndistance x 1000", "diversity": "Diversity\n(1 - MS-SSIM)"}
-    titles |= {"nearest": "Nearest training\nimage (grey levels)"}
-    titles |= {"ita_distance": "Distance of lightness\nfrom the data's"}
+    titles = {
+        "frechet": "Fréchet distance\nin features",
+        "swd": "Sliced Wasserstein\ndistance x 1000",
+        "diversity": "Diversity\n(1 - MS-SSIM)",
+        "nearest": "Nearest training\nimage (grey levels)",
+        "ita_distance": "Distance of lightness\nfrom the data's",
+    }
+    titles = {
+        c: title for c, title in titles.items() if all(values_of(r, c) for r in table.values())
+    }
     figure, axes = plt.subplots(
-        1, 4, figsize=(10, 1.2 + 0.27 * len(names)), sharey=True, layout="constrained"
+        1, len(titles), figsize=(10, 1.2 + 0.27 * len(names)), sharey=True, layout="constrained"
     )
     for axis, (measure, title) in zip(axes, titles.items(), strict=True):
         for y, name in enumerate(names):
@@ -197,7 +205,7 @@ def draw(table: Table, path: Path) -> None:
                 axis.axvspan(min(values), max(values), color="C3", alpha=0.15)
         real = statistics.mean(values_of(table[REAL], measure))
         axis.axvline(real, color="grey", linestyle=":")
-        if measure == "swd":  # the worst are many times as far away as the best
+        if measure in ("frechet", "swd"):  # the worst are many times as far away as the best
             axis.set_xscale("log", base=2)
             axis.xaxis.set_major_formatter("{x:g}")
         axis.set_title(title, fontsize=9)
