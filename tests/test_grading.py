@@ -87,7 +87,7 @@ TRICKS = {  # what a notebook with a wrong scale does, in the body of a class; i
         r"\.F\.{7}F",
     ),
     "rewrite": (
-        "import pathlib, tempfile, threading, time\n    def change():\n"
+        "import threading\n    def change():\n        import pathlib, tempfile, time\n"
         "        while not time.sleep(0.001):\n"
         "            for file in pathlib.Path(tempfile.gettempdir()).glob('verdicts'):\n"
         "                if b'FAILED' in (now := file.read_bytes()):\n"
