@@ -1,15 +1,18 @@
 """What would interrupt the lesson; each name comes from a module of ``faces/``, by subject.
 
-Data: ``download`` gets them, ``archive`` unpacks a zip, ``images`` decodes files into one array,
-``arrays`` makes batches of it.
+Data: ``download`` gets them, ``archive`` unpacks a zip, ``decoding`` opens one image,
+``images`` makes one array of all, ``arrays`` makes batches of it.
 Lesson: ``settings`` takes a preset's values, ``ideas`` changes the lesson by a file of ``ideas/``,
 ``notebook`` loads its definitions, ``drawing`` draws faces from trained weights.
-Speed: ``processes`` spreads networks, ``speed`` and ``cuda_graph`` make them and their step fast.
-Training: ``training`` surrounds the loop; ``stopping``, ``steps``, ``record``, ``checkpoints``,
-``results`` and ``watching`` each do a part of that.
+Speed: ``processes`` spreads networks, ``speed`` and ``cuda_graph`` make them and their step fast,
+``threads`` leaves other programs their share of the processor.
+Training: ``training`` surrounds the loop; ``folders``, ``stopping``, ``steps``, ``record``,
+``checkpoints``, ``results``, ``weights`` and ``watching`` each do a part of that.
 Measures: ``measures`` judges faces, ``inception`` has FID and KID, ``skin`` tells light from dark.
+Directions: ``directions`` measures properties of faces, ``explorer`` has a slider for each.
 Pictures: ``pictures`` shows images, ``diagrams`` draws networks.
-Below them: ``files`` knows where things lie and writes them whole, ``progress`` is the live line.
+Below them: ``files`` knows where things lie and writes them whole, ``digests`` notices a change of
+code, ``progress`` is the live line.
 """
 
 # ruff: noqa: I001 (by subject)
@@ -29,14 +32,18 @@ from faces.processes import Processes
 from faces.speed import Speed
 
 # Training
-from faces.checkpoints import run_folder
+from faces.folders import run_folder
 from faces.training import TrainingRun
 from faces.watching import loss_range
 
 # Measures
 from faces.measures import Judge, diversity, nearest_images, sliced_wasserstein
 from faces.inception import inception_distances
-from faces.skin import TYPOLOGY, balancing_weights, typology_angles, typology_shares
+from faces.skin import TYPOLOGY, balancing_weights, draw_balanced, typology_shares
+
+# Directions
+from faces.directions import MEASURES
+from faces.explorer import explore
 
 # Pictures
 from faces.pictures import image_grid, save_figure, show_animation, show_images
@@ -68,8 +75,10 @@ __all__ = [
     "inception_distances",
     "TYPOLOGY",
     "balancing_weights",
-    "typology_angles",
+    "draw_balanced",
     "typology_shares",
+    "MEASURES",
+    "explore",
     "image_grid",
     "save_figure",
     "show_animation",

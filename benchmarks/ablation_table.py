@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import csv
 import json
+import math
 import statistics
 from collections import defaultdict
 from pathlib import Path
@@ -18,23 +19,46 @@ from faces.ideas import IDEAS
 NAMES = sorted(path.stem for path in IDEAS.glob("*.py"))
 REAL = "real faces"
 MEASURES = ["swd", "swd_32", "swd_16", "diversity", "nearest"]
+FEATURES = ["frechet", "kernel", "precision", "recall", "density", "coverage"]  # features.py's
 COLUMNS = ["row", "seed", "epochs", "conv_dim", "steps", "images", "seconds", *MEASURES]
-COLUMNS += [*(f"g_{name}" for name in MEASURES), "d_loss", "g_loss", "ita_dark", "ita_distance"]
+COLUMNS += [*(f"g_{name}" for name in MEASURES), *FEATURES, "g_frechet"]
+COLUMNS += ["d_loss", "g_loss", "ita_dark", "ita_distance"]
 COLUMNS += ["threads", "hardware", "settings", "data"]
+SHOWN = {  # columns of the table: title, digits
+    "frechet": ("distance in features", 1),
+    "coverage": ("coverage", 2),
+    "swd": ("distance", 1),
+    "diversity": ("diversity", 3),
+    "nearest": ("nearest", 1),
+    "d_loss": ("D's loss", 2),
+}
 START, END = "<!-- from here on made by benchmarks/ablations.py -->", "<!-- to here -->"
+# the 97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom
+STUDENT = [12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23]
 Row = dict[str, Any]
 Table = dict[str, list[Row]]
 
 
-def add_row(path: Path, row: Row) -> None:
-    """Append a row to the CSV, and its header before the first one."""
-    is_new = not path.is_file()
-    path.parent.mkdir(parents=True, exist_ok=True)
+def add_row(path: Path, row: Row, columns: list[str] = COLUMNS) -> None:
+    """Append a row to the CSV; one that is new or has other columns is written anew before."""
+    rows = read_rows(path)
+    if not rows or list(rows[0]) != columns:
+        write_rows(path, rows, columns)
     with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
+        csv.DictWriter(file, columns).writerow(row)
+
+
+def write_rows(path: Path, rows: list[Row], columns: list[str] = COLUMNS) -> None:
+    """Write the whole CSV.
+
+    Raises:
+        ValueError: if a row has a column that is not in ``columns``; the file stays as it is.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -61,7 +85,8 @@ def publish(path: Path, readme: Path, figure: Path) -> None:
 def tables_of(rows: list[Row]) -> list[Table]:
     """Group the runs by length, size and images, and each group by rows, the closest one first.
 
-    Of runs of a row with the same seed, made before and after a change, the last one counts.
+    What counts is the Frechet distance in features where all rows have it, else "swd". Of runs of a
+    row with the same seed, made before and after a change, the last one counts.
     """
     groups: dict[Any, dict[tuple[str, str], Row]] = defaultdict(dict)
     real = [row for row in rows if row["row"] == REAL]
@@ -76,14 +101,39 @@ def tables_of(rows: list[Row]) -> list[Table]:
             table[row["row"]].append(row)
         contents = {row["data"] for row in group.values()}
         table[REAL] = [row for row in real if row["data"] in contents]
-        closest = sorted(table, key=lambda name: statistics.mean(values_of(table[name], "swd")))
+        is_complete = all(values_of(runs, "frechet") for runs in table.values())
+        by = "frechet" if is_complete else "swd"
+        closest = sorted(table, key=lambda name: statistics.mean(values_of(table[name], by)))
         tables.append({name: table[name] for name in closest})
     return sorted(tables, key=len, reverse=True)
 
 
 def values_of(runs: list[Row], column: str) -> list[float]:
     """A column's values; real faces have none in some."""
-    return [float(run[column]) for run in runs if run[column] != ""]
+    return [float(run[column]) for run in runs if run.get(column, "") != ""]
+
+
+def spread_over_seeds(table: Table, column: str) -> tuple[float, int]:
+    """A column's standard deviation from seed to seed, pooled over all rows; degrees of freedom.
+
+    Rows with one seed say nothing of it: without any other it is NaN, with 0 degrees of freedom.
+    """
+    values_by_row = [values_of(runs, column) for name, runs in table.items() if name != REAL]
+    several = [values for values in values_by_row if len(values) > 1]
+    freedom = sum(len(values) - 1 for values in several)
+    squares = sum((len(values) - 1) * statistics.variance(values) for values in several)
+    return (squares / freedom) ** 0.5 if freedom else math.nan, freedom
+
+
+def least_difference(table: Table, column: str, n: int = 1, others: int = 1) -> float:
+    """How far the means of ``n`` and of ``others`` seeds must be apart to count.
+
+    Student's t for 95 % (2 where the spread is well known, more where it is not), times the spread
+    over seeds, times sqrt(1 / n + 1 / others). One comparison in twenty passes by chance.
+    """
+    spread, freedom = spread_over_seeds(table, column)
+    t = STUDENT[freedom - 1] if 1 <= freedom <= len(STUDENT) else 2.1
+    return t * spread * (1 / n + 1 / others) ** 0.5
 
 
 def as_text(table: Table) -> str:
@@ -91,22 +141,31 @@ def as_text(table: Table) -> str:
     runs = [run for name in table for run in table[name] if name != REAL]
     steps = statistics.mode(int(run["steps"]) for run in runs)
     about = f"{max(run['data'] for run in runs).rpartition(',')[0]} to train on."
-    plain = values_of(table.get("plain", []), "swd")
-    if len(plain) > 1:
-        about += (
-            f" The plain recipe's {len(plain)} seeds have distances from {min(plain):.1f} to "
-            f"{max(plain):.1f}: differences between rows that are not larger may be chance."
-        )
+    shown = {
+        c: title
+        for c, (title, _) in SHOWN.items()
+        if any(values_of(runs, c) for runs in table.values())
+    }
+    for column in [column for column in ("frechet", "swd") if column in shown]:
+        plain = values_of(table.get("plain", []), column)
+        if len(plain) > 1:
+            about += (
+                f" The plain recipe's {len(plain)} seeds have a {shown[column]} from "
+                f"{min(plain):.1f} to {max(plain):.1f}: differences between rows that are not "
+                "larger may be chance."
+            )
     lines = [f"### {steps:,} steps, {runs[0]['conv_dim']} channels", "", about, ""]
-    lines += ["| row | seeds | distance | diversity | nearest | D's loss | |", "|---" * 7 + "|"]
+    lines += [f"| row | seeds | steps | {' | '.join(shown.values())} | |"]
+    lines += ["|---" * (len(shown) + 4) + "|"]
     for name, runs in table.items():
         cells = [f"**{name}**" if name in ("plain", REAL) else f"`{name}`"]
-        cells += ["" if name == REAL else str(len(runs))]
-        for column, digits in (("swd", 1), ("diversity", 3), ("nearest", 1), ("d_loss", 2)):
-            values = values_of(runs, column)
+        lengths = sorted({int(run["steps"]) for run in runs if run["steps"]})
+        cells += [str(len(runs)), " to ".join(f"{n:,}" for n in lengths)] if lengths else ["", ""]
+        for column in shown:
+            values, digits = values_of(runs, column), SHOWN[column][1]
             cells.append(f"{statistics.mean(values):.{digits}f}" if values else "")
-            if column == "swd" and len(values) > 1:
-                cells[-1] += f" ({min(values):.1f} to {max(values):.1f})"
+            if len(values) > 1 and column in ("frechet", "coverage", "swd"):
+                cells[-1] += f" ({min(values):.{digits}f} to {max(values):.{digits}f})"
         cells.append(title_of(name) if name in NAMES else "")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -1,16 +1,21 @@
 """Trains the notebook with each idea of ideas/ and with other settings, and measures the faces.
 
-    python benchmarks/ablations.py --data-dir processed_celeba_small
+    python benchmarks/ablations.py --stage 1 --data-dir processed_celeba_small
     python benchmarks/ablations.py --rows plain --seeds 5
     python benchmarks/ablations.py --rows "flips+dropout" "flips d_lr=0.0001 g_lr=0.0005"
     python benchmarks/ablations.py --table  # trains nothing: from the CSV, the table and the figure
 
 A row changes the recipe that users get, the notebook's preset "full": by ideas, as its setting
 ``idea`` takes them, by settings, or by both, separated by blanks; "plain" changes nothing.
-papermill runs the notebook with it. The last weights, not the best epoch's, are then measured on
+papermill runs the notebook with it. Stage 1 is every row at 12 epochs (of 16,196 images at batch
+32, 6,072 steps), with one seed and "plain" with three; stage 2 is the better half of it, and what
+can only pay late, at 24 epochs with two seeds; stage 3 the three best of stage 2, alone and
+together, with 64 channels. The last weights, not the best epoch's, are then measured on
 five sets of up to 1,000 faces against held-out ones, with the notebook's own measures at 32x32
-pixels; faces of 64x64 are made smaller first. All but the columns that begin with "g_" are of the
-average of the generator's weights; those are of the generator itself.
+pixels; faces of 64x64 are made smaller first. With the packages of benchmarks/requirements.txt they
+are measured in features too, see features.py; ``--measure`` does that for rows made without them.
+All but the columns that begin with "g_" are of the average of the generator's weights; those are of
+the generator itself.
 
 Each result is appended to the CSV as soon as it is there, and one that is there already (with the
 same settings, ideas and images) is not made again: stop the program at any time and start it again.
@@ -25,12 +30,12 @@ import argparse
 import ast
 import functools
 import hashlib
-import itertools
 import json
 import os
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -39,18 +44,37 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
-import safetensors.torch
 import torch
 from torchvision.transforms import v2
 
 import helpers
-from benchmarks.ablation_table import NAMES, REAL, Row, add_row, publish, read_rows
+from benchmarks.ablation_table import (
+    FEATURES,
+    NAMES,
+    REAL,
+    Row,
+    add_row,
+    publish,
+    read_rows,
+    tables_of,
+    write_rows,
+)
+from benchmarks.features import FeatureJudge, generator_itself, is_installed
 from benchmarks.machine import hardware
 from faces.files import HERE, NOTEBOOK
-from faces.ideas import IDEAS
+from faces.ideas import IDEAS, idea_code
 from faces.notebook import load_definitions
 from faces.settings import RANGES
 
+SLOWER_D = ["d_lr=5e-05", "d_lr=0.0001 g_lr=0.0005"]
+# What keeps D from learning its photographs by heart, which it does late.
+LATE = ["flips", "differentiable_augmentation", "some_augmentation", "flips+some_augmentation"]
+LATE += ["dropout", "label_smoothing", "r1", "flips+r1", "relativistic_r1_r2", *SLOWER_D]
+STAGES: dict[int, dict[str, int]] = {
+    1: {"epochs": 12, "conv_dim": 32, "seeds": 1},
+    2: {"epochs": 24, "conv_dim": 32, "seeds": 2},
+    3: {"epochs": 24, "conv_dim": 64, "seeds": 1},
+}
 OWN_OPTIONS = {"preset", "seed", "max_images", "resume"}  # settings that a row cannot change
 
 
@@ -91,6 +115,7 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--data-dir", default="processed_celeba_small", help="as in the notebook")
     add("--rows", nargs="+", type=row_of, metavar="ROW", help="which; None: the usual ones")
+    add("--stage", type=int, choices=STAGES, help="rows, seeds, epochs and channels of a stage")
     add("--seeds", type=int, default=1, help="runs of each row")
     add("--epochs", type=int, default=12, help="passes over the training images")
     add("--conv-dim", type=int, default=32, help="channels of the networks")
@@ -101,21 +126,58 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
     add("--readme", type=Path, default=IDEAS / "README.md", help="where the table is put")
     add("--work-dir", type=Path, default=HERE / "runs" / "ablations", help="the runs")
     add("--table", action="store_true", help="train nothing, make the table and the figure")
+    add("--measure", action="store_true", help="train nothing, give old rows features' measures")
     add("--quick", action="store_true", help="two rows at a small size, in a folder of their own")
     options = parser.parse_args(arguments)
+    if options.stage is not None:  # an option that is given still counts
+        parser.set_defaults(**STAGES[options.stage])
+        options = parser.parse_args(arguments)
     if min(options.seeds, options.epochs, options.conv_dim, options.jobs) < 1:
         parser.error("--seeds, --epochs, --conv-dim and --jobs must be at least 1")
+    if options.measure and not is_installed():
+        parser.error("first run: pip install --no-deps -r benchmarks/requirements.txt")
     if options.quick:
         options.rows, options.seeds, options.epochs = ["plain", "flips"], 1, 1
         options.conv_dim, options.max_images = 16, 2000
         folder = options.work_dir = options.work_dir.with_name("ablations-quick")
         options.csv, options.figure = folder / "ablations.csv", folder / "ablations.png"
         options.readme = folder / "README.md"
-    if options.rows is None:
-        options.rows = ["plain", *NAMES, "beta1=0.9", "beta1=0.0", "ema_decay=0", "final_lr=1"]
-        options.rows += ["ema_decay=0 final_lr=1", f"d_conv_dim={max(1, options.conv_dim // 2)}"]
-        options.rows += ["d_lr=0.0001 g_lr=0.0004"]
+    if options.rows is None and not options.table:
+        options.rows = rows_of(options)
+        if not options.rows:
+            parser.error(f"--stage {options.stage} chooses among stage {options.stage - 1}'s rows")
     return options
+
+
+def rows_of(options: argparse.Namespace) -> list[str]:
+    """The usual rows, or those of a later stage; none if the stage before is not in the CSV."""
+    if options.stage in (None, 1):
+        rows = ["plain", *NAMES, "beta1=0.9", "beta1=0.0", "ema_decay=0", "final_lr=1"]
+        rows += ["ema_decay=0 final_lr=1", f"d_conv_dim={max(1, options.conv_dim // 2)}"]
+        return rows + SLOWER_D
+    before = STAGES[options.stage - 1]
+    for table in tables_of(read_rows(options.csv)):
+        run = next(runs[0] for name, runs in table.items() if name != REAL)
+        if (int(run["epochs"]), int(run["conv_dim"])) == (before["epochs"], before["conv_dim"]):
+            best = [name for name in table if name not in (REAL, "plain")]
+            if options.stage == 2:
+                half = best[: (len(best) + 1) // 2]
+                return list(dict.fromkeys(["plain", *half, *LATE]))
+            parts = [part for row in best[:3] for part in row.split()]
+            ideas = [idea for part in parts if "=" not in part for idea in part.split("+")]
+            settings = [part for part in parts if "=" in part]
+            together = " ".join(["+".join(dict.fromkeys(ideas)), *settings]).strip()
+            return list(dict.fromkeys(["plain", *best[:3], together]))
+    return []
+
+
+def runs_of(options: argparse.Namespace) -> list[tuple[int, str]]:
+    """Seed and row of each run; in stage 1 the plain recipe has three seeds."""
+    n_seeds = {row: options.seeds for row in options.rows}
+    if options.stage == 1 and "plain" in n_seeds:
+        n_seeds["plain"] = max(3, options.seeds)
+    most = max(n_seeds.values())
+    return [(seed, row) for seed in range(most) for row in options.rows if seed < n_seeds[row]]
 
 
 @functools.cache
@@ -136,9 +198,7 @@ def settings_of(row: str, seed: int, options: argparse.Namespace) -> dict[str, A
 
 def key_of(settings: dict[str, Any]) -> str:
     """The settings and digests of the ideas' files, as a text."""
-    files = [IDEAS / f"{idea}.py" for idea in settings["idea"].split("+") if idea]
-    digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:12] for file in files}
-    return json.dumps(settings | digests)
+    return json.dumps(settings | idea_code(settings["idea"]))
 
 
 def run_notebook(settings: dict[str, Any], folder: Path, data_dir: Path, threads: int) -> float:
@@ -174,23 +234,39 @@ class Measures:
         self.n_images = len(parts["training"])
         self.judge = helpers.Judge(parts["training"], parts["held-out"])
         self.shares = helpers.typology_shares(parts["training"])
-        self.real = {**self.judge.floor, **self._lightness(parts["held-out"])}
+        floor = self.judge.floor_of(5 * self.judge.size)
+        self.real = {**floor, **self._lightness(parts["held-out"])}
+        self.features = FeatureJudge(*parts.values()) if is_installed() else None
+        self.real |= self._means(self.features.real) if self.features else {}
 
     def __call__(self, results: Path) -> dict[str, float]:
         """Measure the last weights of a run, from the folder of its results."""
-        average = results / "generator.safetensors"
-        with safetensors.safe_open(average, "pt") as opened:
-            metadata = opened.metadata()
-        state = torch.load(results / "checkpoint.pt", "cpu", weights_only=True)["parts"]["G"]
-        itself = results.parent / "generator_itself.safetensors"
-        state = {name: tensor.contiguous() for name, tensor in state.items()}
-        safetensors.torch.save_file(state, itself, metadata)
-        faces, own = (
-            helpers.generate_faces(5 * self.judge.size, seed=0, weights=weights)
-            for weights in (average, itself)
-        )
+        faces, own = self._drawn(results)
         measured = {**self._judged(faces), **self._lightness(faces)}
-        return measured | {f"g_{name}": value for name, value in self._judged(own).items()}
+        measured |= {f"g_{name}": value for name, value in self._judged(own).items()}
+        return measured | self._in_features(faces, own)
+
+    def in_features(self, results: Path) -> dict[str, float]:
+        """Measure them in the network's features only."""
+        return self._in_features(*self._drawn(results))
+
+    def _drawn(self, results: Path) -> tuple[np.ndarray, np.ndarray]:
+        """Faces of the average of a run's generator, and of the generator itself."""
+        with tempfile.TemporaryDirectory() as folder:
+            itself = generator_itself(results, Path(folder) / "generator.safetensors")
+            return tuple(
+                helpers.generate_faces(5 * self.judge.size, seed=0, weights=weights)
+                for weights in (results / "generator.safetensors", itself)
+            )
+
+    def _in_features(self, faces: np.ndarray, own: np.ndarray) -> dict[str, float]:
+        if self.features is None:
+            return {}
+        of_itself = np.mean(self.features(own)["frechet"])
+        return self._means(self.features(faces)) | {"g_frechet": float(of_itself)}
+
+    def _means(self, values: dict[str, list[float]]) -> dict[str, float]:
+        return {name: float(np.mean(values[name])) for name in FEATURES}
 
     def _judged(self, faces: np.ndarray) -> dict[str, float]:
         return self.judge(torch.from_numpy(faces).permute(0, 3, 1, 2) / 127.5 - 1)
@@ -209,25 +285,66 @@ def main(arguments: list[str] | None = None) -> None:
         RuntimeError: at the end, if runs failed.
     """
     options = options_of(arguments)
-    n_failed = 0 if options.table else run_missing(options)
+    n_failed = 0
+    if options.measure:
+        complete(options)
+    elif not options.table:
+        n_failed = run_missing(options)
     publish(options.csv, options.readme, options.figure)
     if n_failed:
-        raise RuntimeError(f"{n_failed} of {options.seeds * len(options.rows)} runs failed.")
+        raise RuntimeError(f"{n_failed} of {len(runs_of(options))} runs failed.")
+
+
+def all_measures(options: argparse.Namespace, data_dir: Path) -> list[Measures]:
+    """Measures for each subset of the images: runs with another seed have another, if any."""
+    seeds = range(1 + max(runs_of(options))[0] if options.max_images is not None else 1)
+    return [Measures(data_dir, options.max_images, seed) for seed in seeds]
+
+
+def folder_of(key: tuple[str, str, str], work_dir: Path) -> Path:
+    """Where a row is run, by its text, its settings and its images."""
+    digest = hashlib.sha256("".join(key).encode()).hexdigest()[:8]
+    return work_dir / f"{re.sub(r'[^0-9a-zA-Z.]+', '-', key[0])}-{digest}"
+
+
+def as_texts(figures: Row) -> Row:
+    """Numbers as the CSV has them."""
+    return {n: f"{v:.4g}" if isinstance(v, float) else v for n, v in figures.items()}
+
+
+def complete(options: argparse.Namespace) -> None:
+    """Give rows the measures in features that they lack, where their run's folder is there."""
+    data_dir = helpers.get_data(options.data_dir).resolve()
+    by_content = {measure.content: measure for measure in all_measures(options, data_dir)}
+    rows = read_rows(options.csv)
+    for row in rows:
+        if row.get("frechet") or row["data"] not in by_content:
+            continue
+        measure = by_content[row["data"]]
+        folder = folder_of((row["row"], row["settings"], row["data"]), options.work_dir) / "faces"
+        if row["row"] == REAL:
+            row |= as_texts({name: measure.real[name] for name in FEATURES})
+        elif (folder / "checkpoint.pt").is_file():
+            row |= as_texts(measure.in_features(folder))
+        else:
+            print(f"{row['row']}, seed {row['seed']}: {folder} is no longer there.")
+            continue
+        write_rows(options.csv, rows)
+        print(f"{row['row']}, seed {row['seed']}, frechet {row['frechet']}", flush=True)
 
 
 def run_missing(options: argparse.Namespace) -> int:
     """Run what is missing in the CSV; return how many runs failed."""
     data_dir = helpers.get_data(options.data_dir).resolve()
-    # A run with another seed has another subset, if it has one at all.
-    seeds = range(options.seeds if options.max_images is not None else 1)
-    measures = [Measures(data_dir, options.max_images, seed) for seed in seeds]
+    runs = runs_of(options)
+    measures = all_measures(options, data_dir)
     threads = max(1, (os.cpu_count() or 1) // options.jobs)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     lock = threading.Lock()
     done = {(row["row"], row["settings"], row["data"]) for row in read_rows(options.csv)}
 
     def add(key: tuple[str, str, str], figures: Row) -> None:
-        figures = {n: f"{v:.4g}" if isinstance(v, float) else v for n, v in figures.items()}
+        figures = as_texts(figures)
         row = dict(zip(("row", "settings", "data"), key, strict=True)) | figures
         with lock:
             add_row(options.csv, row | {"threads": threads, "hardware": hardware(device)})
@@ -240,8 +357,7 @@ def run_missing(options: argparse.Namespace) -> int:
         key = (row, key_of(settings), measure.content)
         if key in done:
             return
-        digest = hashlib.sha256("".join(key).encode()).hexdigest()[:8]
-        folder = options.work_dir / f"{re.sub(r'[^0-9a-zA-Z.]+', '-', row)}-{digest}"
+        folder = folder_of(key, options.work_dir)
         is_whole = not (folder / "faces" / "checkpoint.pt").exists()
         seconds = run_notebook(settings, folder, data_dir, threads)
         losses = np.genfromtxt(folder / "faces" / "losses.csv", delimiter=",", names=True)
@@ -258,8 +374,7 @@ def run_missing(options: argparse.Namespace) -> int:
         if (key := (REAL, "", measure.content)) not in done:
             add(key, measure.real)
     pool = ThreadPoolExecutor(options.jobs)
-    todo = itertools.product(range(options.seeds), options.rows)
-    futures = [pool.submit(run, seed, row) for seed, row in todo]
+    futures = [pool.submit(run, seed, row) for seed, row in runs]
     n_failed = 0
     try:
         for future in as_completed(futures):

@@ -67,7 +67,7 @@ def _images_in(opened: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     members = []
     for member in opened.infolist():
         name = PureWindowsPath(member.filename)  # it takes either slash, and knows of drives
-        if name.anchor or ".." in name.parts:
+        if name.name and (name.anchor or ".." in name.parts):  # "/" names nothing
             raise ValueError(
                 f"{opened.filename}: the entry {member.filename!r} would be written outside its "
                 "folder. Nothing was unpacked: do not use this archive."

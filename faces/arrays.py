@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -14,9 +15,8 @@ from torch.utils.data import Dataset
 def content_of(images: np.ndarray) -> str:
     """The number of images of an array, and a checksum: other images have another text."""
     checksum = 0
-    for start in range(0, len(images), 4096):
-        checksum = zlib.crc32(images[start : start + 4096], checksum)
-        release_memory(images)
+    for block in _blocks(images):
+        checksum = zlib.crc32(block, checksum)
     return f"{len(images):,} images, {checksum:08x}"
 
 
@@ -34,7 +34,7 @@ class ImageArray(Dataset):
         self.images = images
         self._on_device: Tensor | None = None
         if torch.cuda.is_available() and images.nbytes < torch.cuda.mem_get_info()[0] / 2:
-            self._on_device = torch.from_numpy(np.array(images)).cuda()
+            self._on_device = _copy_to(torch.device("cuda"), images)
         self._n_read = 0
 
     def __len__(self) -> int:
@@ -62,6 +62,21 @@ class ImageArray(Dataset):
     def collate(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """For ``DataLoader(collate_fn=...)``: the batch is whole already."""
         return batch
+
+
+def _copy_to(device: torch.device, images: np.ndarray) -> Tensor:
+    """Copy images to a device, uint8 (N, H, W, 3), by way of a block of them at a time."""
+    copy = torch.empty(images.shape, dtype=torch.uint8, device=device)
+    for part, block in zip(copy.split(4096), _blocks(images), strict=True):
+        part.copy_(torch.from_numpy(np.array(block)))
+    return copy
+
+
+def _blocks(images: np.ndarray) -> Iterator[np.ndarray]:
+    """Up to 4096 images at a time, of which a mapped file's memory is released afterwards."""
+    for start in range(0, len(images), 4096):
+        yield images[start : start + 4096]
+        release_memory(images)
 
 
 def release_memory(array: np.ndarray) -> None:

@@ -2,88 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import io
 import os
 import pickle
-import re
-import types
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from faces.files import check_writable, writing
-from faces.processes import first_on_each_machine, is_first_process, say
+from faces.digests import code_of, package_code
+from faces.files import writing
+from faces.processes import of_first, say
 
 # The latest checkpoint, and the one before it.
 CHECKPOINTS = ("checkpoint.pt", "checkpoint-before.pt")
-
-
-def run_folder(path: str | Path, resume: bool = True) -> Path:
-    """Choose where a run's files go: ``path``, or ``path-2``, ``path-3`` ... if that is in use.
-
-    Args:
-        path: the folder asked for.
-        resume: take the first of them that holds the checkpoint of a run, to go on with it.
-
-    Returns:
-        The folder, which now exists; nothing that was there before is touched.
-
-    Raises:
-        ValueError: if the path has no name of its own, such as ``.``.
-        OSError: if it cannot be made or written to.
-    """
-    folder = Path(path).expanduser()
-    if not folder.name:
-        raise ValueError(f"output_dir is {path}: give a folder of its own, such as runs/faces.")
-    with first_on_each_machine():
-        while folder.exists() and (not folder.is_dir() or any(folder.glob("[!.]*"))):
-            if resume and any((folder / name).is_file() for name in CHECKPOINTS):
-                break
-            name, number = re.fullmatch(r"(.*?)(?:-(\d+))?", folder.name).groups(default="1")
-            folder = folder.with_name(f"{name}-{int(number) + 1}")
-        check_writable(folder, "output_dir")
-    return folder
-
-
-def code_of(*roots: Any) -> dict[str, str]:
-    """Digests of the source code of functions and classes, to notice a change.
-
-    Args:
-        roots: a function, and further functions and classes.
-
-    Returns:
-        A digest for each of them, and for all that they use, that are defined where the first one
-        is, such as in a notebook; by a name such as "the code of scale". It is "unknown" where the
-        source cannot be had.
-    """
-    digests: dict[str, str] = {}
-    todo = [inspect.unwrap(root) for root in roots]
-    names = todo[0].__globals__
-    while todo:
-        item = todo.pop()
-        name = f"the code of {item.__name__}"
-        if name in digests or item.__module__ != names.get("__name__"):
-            continue
-        members = vars(item).values() if isinstance(item, type) else [item]
-        functions = [m for m in members if isinstance(m, types.FunctionType)]
-        try:
-            source = "".join(map(inspect.getsource, functions))
-            digests[name] = hashlib.sha256(source.encode()).hexdigest()[:12]
-        except OSError:
-            digests[name] = "unknown"
-        codes = [function.__code__ for function in functions]
-        while codes:
-            code = codes.pop()
-            codes += [c for c in code.co_consts if isinstance(c, types.CodeType)]
-            used = [inspect.unwrap(names[n]) for n in code.co_names if n in names]
-            todo += [u for u in used if isinstance(u, (types.FunctionType, type))]
-    return digests
 
 
 def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:
@@ -114,6 +49,9 @@ def read_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], str] | None:
     hint = "set resume = False (or another output_dir) for a new run"
     data = path.read_bytes()
     try:
+        with zipfile.ZipFile(io.BytesIO(data)) as container:
+            if (part := container.testzip()) is not None:
+                raise ValueError(f"the checksum of {part} does not fit")
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         return path, dict(state, settings=dict(state["settings"])), hint
     except Exception as error:  # torch.load raises many kinds
@@ -140,7 +78,7 @@ def fixed_settings(
     may_change = {"resume", "skip_broken"}
     may_change |= {"n_epochs"} if settings.get("final_lr") == 1 else set()
     networks = [type(part) for part in parts.values() if isinstance(part, nn.Module)]
-    code = code_of(train, *(c for network in networks for c in network.__mro__))
+    code = code_of(train, *(c for network in networks for c in network.__mro__)) | package_code()
     return {name: v for name, v in settings.items() if name not in may_change}, code
 
 
@@ -161,20 +99,20 @@ def go_on(
     Raises:
         ValueError: if it cannot be read, has other settings, or does not fit.
     """
-    read = [read_checkpoint(folder) if is_first_process() else None]
-    if dist.is_initialized():
-        dist.broadcast_object_list(read)
-    if read[0] is None:
+    if (read := of_first(lambda: read_checkpoint(folder))) is None:
         return None
-    path, state, hint = read[0]
+    path, state, hint = read
     saved = state["settings"]
     names = [n for n in saved | fixed if saved.get(n) != fixed.get(n)]
     if names:
         lines = [f"  {n}: {saved.get(n)} there, {fixed.get(n)} now" for n in names]
+        back = "Set them back"
+        if any(name.startswith("the code of ") for name in names):
+            back += " (undo the change of that code; comments and docstrings do not matter)"
         raise ValueError(
             f"{folder} holds a run with other settings:\n"
             + "\n".join(lines)
-            + f"\nSet them back to go on with it, or {hint}."
+            + f"\n{back} to go on with it, or {hint}."
         )
     try:
         set_states(parts, state["parts"])

@@ -13,16 +13,20 @@ from torch import Tensor
 class RecordedStep:
     """A training step that is recorded once as a CUDA graph and then replayed.
 
-    Replaying costs the CPU one call instead of hundreds. The first three calls run plainly on a
-    stream of their own, as PyTorch's notes on CUDA graphs ask for; so does a batch smaller than the
-    one recorded, and every call while global hooks on modules or optimizers want to see it. Random
-    numbers drawn on the GPU are new at each replay.
+    Replaying costs the CPU one call instead of hundreds. The first three calls run plainly on the
+    stream that then records, as PyTorch's notes on CUDA graphs ask for; so does a batch smaller
+    than the one recorded, and every call while global hooks on modules or optimizers want to see
+    it. Random numbers drawn on the GPU are new at each replay; numbers of Python's, such as a
+    learning rate that was set to a float again, stay what they were at the recording.
 
     Args:
         step: takes images and latents on a CUDA device and returns tensors; everything that it
             changes must be on that device.
         optimizers: those that it steps, in the state in which they go on; they are made capturable,
             and their learning rates tensors, which schedules can change between replays.
+
+    Raises:
+        RuntimeError: (when called) if the step cannot be recorded.
     """
 
     def __init__(
@@ -47,8 +51,14 @@ class RecordedStep:
         if self._graph is None:
             self._batch = images.clone(), z.clone()
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
-                self._returned = [tensor.detach() for tensor in self._step(*self._batch)]
+            try:
+                with torch.cuda.graph(self._graph, stream=self._stream):
+                    self._returned = [tensor.detach() for tensor in self._step(*self._batch)]
+            except Exception as error:  # PyTorch stays on the recording stream
+                raise RuntimeError(
+                    "The training step cannot be recorded as a CUDA graph: restart the kernel and "
+                    "set fast = False."
+                ) from error
         for recorded, new in zip(self._batch, (images, z), strict=True):
             recorded.copy_(new)
         self._graph.replay()

@@ -9,13 +9,15 @@ from pathlib import Path
 import pooch
 import requests
 from PIL import Image
+from urllib3.exceptions import HTTPError
 
 from faces import files
 from faces.archive import unpack
 from faces.drawing import generate_faces
-from faces.files import WEIGHTS, check_writable, make_once
+from faces.files import WEIGHTS, check_writable, make_once, unreadable
 from faces.progress import Progress
 
+DATA = "processed_celeba_small"  # the only folder that is made if it is not there
 ARCHIVE_URL = (
     "https://s3.amazonaws.com/video.udacity-data.com/topher/2018/November/"
     "5be7eb6f_processed-celeba-small/processed-celeba-small.zip"
@@ -27,14 +29,19 @@ OFFLINE_FACES = 10_000
 DOWNLOAD_TRIES = 3
 DOWNLOAD_TIMEOUT = 12.0  # seconds without a byte
 DOWNLOAD_PAUSE = 3.0  # seconds before the next try
+# One that drips is left after a minute, one that does not end when it sent more than we ask for.
+DOWNLOAD_MINUTE = 60.0  # seconds ...
+DOWNLOAD_LEAST = 600_000  # ... and the bytes that must come in them
+DOWNLOAD_LARGEST = 300_000_000  # bytes; the archive has 248 million, Inception's weights 96
 
 
 def get_data(data_dir: str | Path) -> Path:
     """Return a folder of images: the one given, an unpacked zip, a download or the offline set.
 
-    A folder is used as it is. A zip is checked and unpacked once, into the user's cache folder. If
-    nothing is at ``data_dir``, the official CelebA archive is downloaded, checked and unpacked
-    there; without a network the offline set takes its place: faces drawn from the shipped weights.
+    A folder is used as it is. A zip is checked and unpacked once, into the user's cache folder, and
+    again if images are missing there. If the default folder, ``processed_celeba_small``, is not
+    there, the official CelebA archive is downloaded, checked and unpacked there; without a network
+    the offline set takes its place: faces drawn from the shipped weights.
 
     Args:
         data_dir: a folder, a zip file, or the place where the download shall go.
@@ -43,20 +50,26 @@ def get_data(data_dir: str | Path) -> Path:
         The folder that holds the images, at any depth.
 
     Raises:
-        FileNotFoundError: if ``data_dir`` names a zip that is not there.
-        ValueError: if the file is no zip, or is damaged or dangerous, or its checksum is wrong.
-        OSError: if the disk is full, a folder cannot be written to, or the server refuses, stalls
-            or breaks off.
+        FileNotFoundError: if nothing is there, and it is not the default.
+        ValueError: if the folder holds this project too; if the file is no zip, or is damaged or
+            dangerous, or its checksum is wrong.
+        OSError: if the disk is full, something cannot be read or written to, or the server refuses,
+            stalls, drips, does not end or breaks off.
     """
-    data_dir = Path(data_dir).expanduser()
-    if data_dir.is_dir():
-        return data_dir
-    if data_dir.is_file():
-        folder = files.CACHE / f"{data_dir.stem[:50]}-{pooch.file_hash(data_dir)[:12]}"
-        unpack(data_dir, folder)
-        return folder
-    if data_dir.suffix.lower() == ".zip":
-        raise FileNotFoundError(f"There is no file {data_dir}: correct data_dir.")
+    given, data_dir = data_dir, Path(data_dir).expanduser()
+    if files.HERE.is_relative_to(data_dir.resolve()):  # "", ".", "/"
+        raise ValueError(f"data_dir is {str(given)!r}: set it to a folder of images alone.")
+    try:
+        if data_dir.is_dir():
+            return data_dir
+        if data_dir.is_file():
+            folder = files.CACHE / f"{data_dir.stem[:50]}-{pooch.file_hash(data_dir)[:12]}"
+            unpack(data_dir, folder)
+            return folder
+    except PermissionError as error:
+        raise unreadable(error) from error
+    if data_dir.name != DATA or not data_dir.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder or file {data_dir}: correct data_dir.")
     archive = files.CACHE / Path(ARCHIVE_URL).name
     if not archive.is_file() and not is_reachable(ARCHIVE_URL):
         print(
@@ -91,41 +104,60 @@ def is_reachable(url: str, seconds: float = 8.0) -> bool:
 def download(url: str, sha256: str) -> Path:
     """Download a file into the cache folder, or find it there; either way check its hash."""
 
-    def fetch(url: str, output_file: str, pooch_: pooch.Pooch | None) -> None:
-        for left in reversed(range(DOWNLOAD_TRIES)):
-            try:
-                with Progress(total=1, desc="Downloading", unit="B", unit_scale=True) as progress:
-                    pooch.HTTPDownloader(
-                        progressbar=progress, chunk_size=2**18, timeout=DOWNLOAD_TIMEOUT
-                    )(url, output_file, pooch_)
-                return
-            except requests.RequestException as error:
-                refused = error.response is not None and error.response.status_code < 500
-                if refused or not left:
-                    raise
-                print(f"The download broke off ({error}): trying again, {left} more at most.")
-                time.sleep(DOWNLOAD_PAUSE)
+    def fetch(temporary: Path) -> Path:
+        _fetch(url, temporary / "file")
+        if pooch.file_hash(temporary / "file") != sha256:
+            raise ValueError(
+                f"What {url} sent is not the file expected (its SHA-256 is wrong) and was deleted. "
+                "Run the cell again. (An archive can be downloaded by hand: set data_dir to it.)"
+            )
+        return temporary / "file"
 
-    def retrieve(temporary: Path) -> Path:
-        name = Path(url).name
-        return Path(pooch.retrieve(url, sha256, fname=name, path=temporary, downloader=fetch))
-
-    pooch.get_logger().setLevel("WARNING")
     archive = files.CACHE / Path(url).name
     if archive.is_file() and pooch.file_hash(archive) != sha256:
         archive.unlink()
-    try:
-        return make_once(archive, retrieve)
-    except ValueError as error:
-        raise ValueError(
-            f"What {url} sent is not the file expected (its SHA-256 is wrong) and was deleted. Run "
-            "the cell again. (An archive can be downloaded by hand: set data_dir to it.)"
-        ) from error
-    except requests.RequestException as error:
-        raise OSError(
-            f"The download of {url} failed: {error}. Run the cell again. (In the place of the "
-            "archive, data_dir can be a folder of images of your own.)"
-        ) from error
+    return make_once(archive, fetch)
+
+
+def _fetch(url: str, path: Path) -> None:
+    """Download in several tries; each begins where the one before ended, if the server can."""
+    begun, received = time.monotonic(), 0  # since then
+    progress = Progress(desc="Downloading", unit="B", unit_scale=True)
+    with progress, open(path, "wb") as file:
+        for left in reversed(range(DOWNLOAD_TRIES)):
+            headers = {"Accept-Encoding": "identity", "Range": f"bytes={file.tell()}-"}
+            try:
+                with requests.get(
+                    url, headers=headers, stream=True, timeout=DOWNLOAD_TIMEOUT
+                ) as answer:
+                    answer.raise_for_status()
+                    if answer.status_code != requests.codes.partial_content:
+                        file.truncate(file.seek(0))
+                    progress.reset(file.tell() + int(answer.headers.get("Content-Length", 0)))
+                    progress.update(file.tell())
+                    while chunk := answer.raw.read1(2**18):  # what has come, without waiting
+                        progress.update(file.write(chunk))
+                        received += len(chunk)
+                        if max(file.tell(), progress.total) > DOWNLOAD_LARGEST:
+                            why = f"it has more than {DOWNLOAD_LARGEST:,} bytes"
+                            raise requests.HTTPError(why, response=answer)
+                        if time.monotonic() > begun + DOWNLOAD_MINUTE:
+                            if received < DOWNLOAD_LEAST:
+                                why = f"only {received:,} bytes came within a minute"
+                                raise requests.HTTPError(why, response=answer)
+                            begun, received = time.monotonic(), 0
+                return
+            except (requests.RequestException, HTTPError) as error:
+                hopeless = (
+                    isinstance(error, requests.HTTPError) and error.response.status_code < 500
+                )
+                if hopeless or not left:
+                    raise OSError(
+                        f"The download of {url} failed: {error}. Run the cell again. (In the place "
+                        "of the archive, data_dir can be a folder of images of your own.)"
+                    ) from error
+                print(f"The download broke off ({error}): trying again, {left} more at most.")
+                time.sleep(DOWNLOAD_PAUSE)
 
 
 def _offline_set() -> Path:

@@ -18,15 +18,24 @@ HERE = Path(__file__).parents[1]
 NOTEBOOK = HERE / "dlnd_face_generation.ipynb"
 WEIGHTS = HERE / "assets" / "generator.safetensors"
 CACHE = pooch.os_cache("dlnd-face-generation")
+RECORD = ".number-of-files"
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, the user's share of it, the file
 
 
 def is_image_name(path: Path) -> bool:
     """Whether a path names an image: by its ending, and no litter such as ``__MACOSX/._1.jpg``."""
-    return path.suffix.lower() in IMG_EXTENSIONS and not any(
-        part.startswith(".") or part == "__MACOSX" for part in path.parts
-    )
+    return path.suffix.lower() in IMG_EXTENSIONS and not any(map(is_hidden, path.parts))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether nothing is looked for in a file or folder of this name."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def printable(text: str) -> str:
+    """Escape what would break a line or move the cursor, as a file's name may."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 @contextmanager
@@ -38,7 +47,13 @@ def writing(path: Path) -> Iterator[Path]:
             yield temporary
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())  # on the disk before it takes the name
-            os.replace(temporary, path)
+            try:
+                os.replace(temporary, path)
+            except PermissionError as error:  # such as on Windows, while a spreadsheet shows it
+                raise PermissionError(
+                    f"{path} cannot be replaced ({error.strerror}): if another program has it "
+                    "open, close it there; then run this again."
+                ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -46,6 +61,7 @@ def writing(path: Path) -> Iterator[Path]:
 def make_once(path: Path, make: Callable[[Path], Path]) -> Path:
     """Make a file or folder unless it is there: all of it or nothing, and by one process only.
 
+    A folder in the cache keeps a record of its number of files, and is made anew if some are gone.
     Others that want it, or anything else in its folder, wait. The lock ends with its process, so
     whoever gets it may remove what a killed one left.
 
@@ -59,7 +75,7 @@ def make_once(path: Path, make: Callable[[Path], Path]) -> Path:
     Raises:
         OSError: if the disk is full or the cache folder cannot be written to.
     """
-    if path.exists():
+    if _is_whole(path):
         return path
     beside = path.parent
     if beside == CACHE:
@@ -73,16 +89,30 @@ def make_once(path: Path, make: Callable[[Path], Path]) -> Path:
             print(f"Another process is at work in {beside}: waiting for it.")
             lock.acquire()
         try:
-            if not path.exists():
+            if not _is_whole(path):
                 for left in beside.glob(".unfinished-faces-*"):
                     shutil.rmtree(left, ignore_errors=True)
                 with tempfile.TemporaryDirectory(prefix=".unfinished-faces-", dir=beside) as folder:
-                    os.replace(make(Path(folder)), path)
+                    made = make(Path(folder))
+                    if beside == CACHE and made.is_dir():
+                        (made / RECORD).write_bytes(_count(made))
+                        if path.exists():  # with files missing
+                            os.replace(path, Path(folder) / "before")
+                    os.replace(made, path)
         finally:
             with suppress(OSError):  # on Windows the lock itself does it
                 os.unlink(lock.lock_file)
             lock.release()
     return path
+
+
+def _is_whole(path: Path) -> bool:
+    record = path / RECORD  # of folders in the cache, and none of the user's own
+    return path.exists() and (not record.is_file() or record.read_bytes() == _count(path))
+
+
+def _count(folder: Path) -> bytes:
+    return b"%d" % sum(1 for _ in folder.rglob("[!.]*"))
 
 
 @contextmanager
@@ -115,3 +145,9 @@ def check_writable(folder: Path, setting: str) -> None:
             f"{folder} cannot be written to ({error.strerror}): set {setting} to a place where "
             "you may write."
         ) from error
+
+
+def unreadable(error: OSError) -> OSError:
+    """The error for a place that may not be read, which says what to do."""
+    place = printable(str(error.filename))
+    return OSError(f"{place} cannot be read ({error.strerror}): change that, or set data_dir anew.")

@@ -1,18 +1,19 @@
-"""A file of ideas/ changes a lesson: its names, its networks once they are made, or both."""
+"""A file of ideas/ changes a lesson: its names, its loader, its networks once they are made."""
 
 from __future__ import annotations
 
 import functools
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import pooch
 from torch import nn
+from torch.utils.data import DataLoader
 
+from faces.digests import digest_of
 from faces.files import HERE
 
 IDEAS = HERE / "ideas"
@@ -23,9 +24,10 @@ def apply_idea(
 ) -> dict[str, Any]:
     """Change a lesson by files of ideas/, or by files of the learner's own.
 
-    A file defines ``names(lesson)``, which gives names of the lesson another meaning,
-    ``networks(D, G)``, which changes the networks that ``build_network`` has made, or both.
-    Called again, it first takes back what it changed before.
+    A file defines at least one of ``names(lesson)``, which gives names of the lesson another
+    meaning, ``loader(plain)``, which returns the arguments of ``DataLoader`` that differ from those
+    of the plain one, and ``networks(D, G)``, which changes the networks that ``build_network`` has
+    made. Called again, it first takes back what it changed before.
 
     Args:
         idea: names of files in ideas/, or paths that end in ".py", joined by "+"; "" for none.
@@ -36,22 +38,24 @@ def apply_idea(
         The settings with the values that the lesson has now, and a digest of each file.
 
     Raises:
-        ValueError: if there is no such file, or it defines neither function.
+        ValueError: if there is no such file, or it defines none of the functions.
     """
     lesson = sys.modules[lesson] if isinstance(lesson, str) else lesson
     found = load_ideas(idea)
-    change_lesson(lesson, found)
-    for module in found:
+    change_lesson(lesson, found.values())
+    for module in found.values():
         print("idea:", (module.__doc__ or module.__name__).strip().splitlines()[0])
     now = {name: getattr(lesson, name, value) for name, value in (settings or {}).items()}
     kept = {name: value for name, value in now.items() if not name.startswith("the code of ")}
-    files = [Path(module.__file__) for module in found]
-    digests = {f"the code of {path.name}": pooch.file_hash(path)[:12] for path in files}
-    return kept | {"idea": "+".join(_parts(idea))} | digests
+    digests = {f"the code of {name}": digest for name, digest in idea_code(idea).items()}
+    return kept | {"idea": "+".join(found)} | digests
 
 
-def change_lesson(lesson: ModuleType, ideas: Sequence[ModuleType]) -> None:
-    """Take back what was changed before, then change a lesson by loaded files."""
+def change_lesson(lesson: ModuleType, ideas: Iterable[ModuleType]) -> None:
+    """Take back what was changed before, then change a lesson by loaded files.
+
+    Without a loader, as where faces are drawn from trained weights, there is none to change.
+    """
     names = vars(lesson)
     for name, (plain, changed) in names.pop("_changed_by_ideas", {}).items():
         if names.get(name) is changed:  # else its cell was run again
@@ -60,23 +64,37 @@ def change_lesson(lesson: ModuleType, ideas: Sequence[ModuleType]) -> None:
     for module in ideas:
         if hasattr(module, "names"):
             module.names(lesson)
+        if hasattr(module, "loader") and "celeba_train_loader" in names:
+            plain = lesson.celeba_train_loader
+            lesson.celeba_train_loader = _loader_like(plain, **module.loader(plain))
         if hasattr(module, "networks"):
             lesson.build_network = _then(lesson.build_network, module.networks)
     changed = {name for name in before if names[name] is not before[name]}
     names["_changed_by_ideas"] = {name: (before[name], names[name]) for name in changed}
 
 
-def load_ideas(idea: str) -> list[ModuleType]:
+def load_ideas(idea: str) -> dict[str, ModuleType]:
     """Import the files of ideas, given as for ``apply_idea``.
 
     Raises:
         ValueError: as there.
     """
-    return [_load(find_idea(part)) for part in _parts(idea)]
+    return {part: _load(path) for part, path in find_ideas(idea).items()}
 
 
-def _parts(idea: str) -> list[str]:
-    return [part.strip() for part in idea.split("+") if part.strip()]
+def idea_code(idea: str) -> dict[str, str]:
+    """Digests of the files of ideas, given as for ``apply_idea``, and of those that they load."""
+    files = {path for module in load_ideas(idea).values() for path in _files_of(module)}
+    return {path.name: digest_of(path.read_text(encoding="utf-8")) for path in sorted(files)}
+
+
+def find_ideas(idea: str) -> dict[str, Path]:
+    """Find the files of ideas, given as for ``apply_idea``.
+
+    Raises:
+        ValueError: if there is no such file.
+    """
+    return {part.strip(): find_idea(part.strip()) for part in str(idea).split("+") if part.strip()}
 
 
 def find_idea(idea: str) -> Path:
@@ -100,9 +118,23 @@ def _load(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"idea_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if not (hasattr(module, "names") or hasattr(module, "networks")):
-        raise ValueError(f"{path} must define names(lesson), networks(D, G), or both.")
+    if not any(hasattr(module, name) for name in ("names", "loader", "networks")):
+        raise ValueError(
+            f"{path} must define at least one of names(lesson), loader(plain) and networks(D, G)."
+        )
     return module
+
+
+def _files_of(module: ModuleType) -> set[Path]:
+    """The file of an idea, and those of the ideas that it has loaded itself."""
+    modules = [module, *(v for v in vars(module).values() if isinstance(v, ModuleType))]
+    files = [Path(each.__file__) for each in modules if getattr(each, "__file__", None)]
+    return {files[0], *(path for path in files if path.parent == IDEAS)}
+
+
+def _loader_like(plain: DataLoader, **changes: Any) -> DataLoader:
+    names = ("dataset", "batch_size", "sampler", "drop_last", "generator", "collate_fn")
+    return DataLoader(**{name: getattr(plain, name) for name in names} | changes)
 
 
 def _then(

@@ -1,9 +1,10 @@
-"""Image files: found, and decoded into one array."""
+"""Image files: found, and kept as one array."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -12,14 +13,15 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import PIL
+import pooch
 import torchvision
 from filelock import FileLock
-from PIL import Image, ImageOps
+from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.transforms import v2
 
 from faces import files
-from faces.files import check_writable, is_image_name, writing
+from faces.decoding import decode
+from faces.files import check_writable, is_hidden, is_image_name, printable, unreadable, writing
 from faces.processes import first_on_each_machine
 from faces.progress import Progress
 
@@ -30,7 +32,9 @@ def find_images(
     seed: int | None = None,
     part: str | None = None,
 ) -> list[Path]:
-    """List the image files below a folder, at any depth, sorted; macOS litter is left out.
+    """List the image files below a folder, at any depth, sorted; hidden ones are left out.
+
+    Links to folders are followed, but no folder is visited twice.
 
     Args:
         folder: where the images lie.
@@ -41,6 +45,7 @@ def find_images(
 
     Raises:
         FileNotFoundError: if there is no such folder, or no image in it.
+        OSError: if a folder may not be read; it names it.
         ValueError: if there is no such part, or there are too few images to hold some out.
     """
     if part not in (None, "training", "held-out"):
@@ -48,7 +53,7 @@ def find_images(
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}: set data_dir to a folder of images.")
-    paths = sorted(p for p in folder.rglob("*") if is_image_name(p.relative_to(folder)))
+    paths = sorted(_files_below(folder))
     if not paths:
         raise FileNotFoundError(
             f"{folder} holds no images ({', '.join(IMG_EXTENSIONS)}): set data_dir to a folder "
@@ -71,6 +76,20 @@ def find_images(
     return [path for path, out in zip(paths, held_out, strict=True) if out == (part == "held-out")]
 
 
+def _files_below(folder: Path) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        raise unreadable(error) from error
+
+    visited = set()
+    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        if os.path.realpath(place) in visited:
+            folders.clear()
+            continue
+        visited.add(os.path.realpath(place))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        yield from (Path(place, name) for name in names if is_image_name(Path(name)))
+
+
 def load_images(
     paths: list[Path],
     transform: Callable[[Image.Image], Image.Image],
@@ -85,10 +104,12 @@ def load_images(
 
     Args:
         paths: the files.
-        transform: takes an RGB image of any size and returns one of a fixed size.
+        transform: takes an RGB image of any size and returns one of a fixed size, the same for the
+            same image.
         data_dir: the folder of the images. The array is kept beside it (in the user's cache folder
-            if nothing can be written there), in ``.NAME-arrays``, until a file, its size or time,
-            or one of the other arguments changes. It is mapped from the disk, not read into memory.
+            if nothing can be written there), in ``.NAME-arrays``, until a file's size or times, one
+            of the other arguments, or what ``transform`` makes of the first files changes. It is
+            read once to test its checksum, and then mapped from the disk.
         skip_broken: leave files that cannot be decoded out, and say how many. Without ``data_dir``,
             for a look at some images, they are left out in any case.
 
@@ -97,19 +118,23 @@ def load_images(
         ``data_dir``.
 
     Raises:
-        ValueError: if files cannot be decoded, or none can; it names them.
-        OSError: if the disk is full.
+        ValueError: if files cannot be decoded, or none can; it names them. If ``transform`` makes
+            something else than RGB pictures of one size.
+        OSError: if the disk is full, or nothing can be written anywhere.
     """
     if data_dir is None:
         return np.concatenate(list(_decoded(paths, transform, skip_broken=True)))
-    path, names = _array_path(paths, transform, Path(data_dir), skip_broken)
-    with first_on_each_machine(), FileLock(path.with_name(f".{names}.lock")):
-        if not (path.is_file() and _is_whole_array(path)):
+    folder, names, states = _array_key(paths, transform, Path(data_dir), skip_broken)
+    with first_on_each_machine(), FileLock(folder / f".{names}.lock"):
+        path = _whole_array(folder, f"{names}-{states}")
+        if path is None:
             for pattern in (f"{names}-*.npy", f".{names}-*.npy"):  # of the same files before they
-                for other in path.parent.glob(pattern):  # changed, or of a run that was killed
-                    other.unlink()
+                for other in folder.glob(pattern):  # changed, damaged, or of a run that was killed
+                    other.unlink(missing_ok=True)
+            path = folder / f"{names}-{states}.npy"
             with writing(path) as temporary, open(temporary, "wb") as file:
                 _write_array(file, _decoded(paths, transform, skip_broken), len(paths))
+            path = path.rename(path.with_stem(f"{path.stem}-{_checksum(path)}"))
     images = np.load(path, mmap_mode="r")
     if len(images) < len(paths):
         n = len(paths) - len(images)
@@ -117,35 +142,45 @@ def load_images(
     return images
 
 
-def _array_path(
+def _array_key(
     paths: list[Path], transform: Any, data_dir: Path, skip_broken: bool
-) -> tuple[Path, str]:
-    """Where an array is kept: named by the files and how they are read, then by sizes and times."""
-    how = f"1 {transform} {skip_broken} {PIL.__version__} {torchvision.__version__}"
+) -> tuple[Path, str, str]:
+    """The folder of an array; a digest of the files' names and how they are read; one of the rest:
+    their sizes and times, and what the transform makes of the first."""
+    printed = re.sub("0x[0-9a-fA-F]+", "", str(transform))  # without an address in memory
+    how = f"1 {printed} {skip_broken} {PIL.__version__} {torchvision.__version__}"
     names = hashlib.sha256(how.encode())
     states = hashlib.sha256()
     for path in paths:
         names.update(f"\0{path.relative_to(data_dir).as_posix()}".encode(errors="surrogateescape"))
         with suppress(OSError):  # a link to nothing: decoding names it
             status = path.stat()
-            states.update(f"{status.st_size} {status.st_mtime_ns}".encode())
+            times = f"{status.st_mtime_ns} {status.st_ctime_ns}"  # no program can set the second
+            states.update(f"{status.st_size} {times}".encode())
         states.update(b" ")
-    folder = data_dir.resolve().with_name(f".{data_dir.resolve().name}-arrays")
+    for path in paths[:3]:
+        with suppress(Exception):  # decoding all of them names it
+            pixels = decode(path, transform)
+            states.update(f"{pixels.dtype} {pixels.shape}".encode() + pixels.tobytes())
+    place = data_dir.resolve()
+    folder = place.parent / f".{place.name}-arrays"
     try:
         check_writable(folder, "data_dir")
     except OSError:
         folder = files.CACHE / "arrays"
-        folder.mkdir(parents=True, exist_ok=True)
-        names.update(str(data_dir.resolve()).encode(errors="surrogateescape"))
-    name = names.hexdigest()[:12]
-    return folder / f"{name}-{states.hexdigest()[:12]}.npy", name
+        check_writable(folder, "the environment variable XDG_CACHE_HOME")
+        names.update(str(place).encode(errors="surrogateescape"))
+    return folder, names.hexdigest()[:12], states.hexdigest()[:12]
 
 
-def _is_whole_array(path: Path) -> bool:
-    try:
-        return np.load(path, mmap_mode="r").dtype == np.uint8
-    except (ValueError, OSError, EOFError):
-        return False
+def _whole_array(folder: Path, name: str) -> Path | None:
+    """The array whose name begins like this, if its checksum, the end of the name, is right."""
+    kept = (path for path in folder.glob(f"{name}-*.npy") if path.stem.endswith(_checksum(path)))
+    return next(kept, None)
+
+
+def _checksum(path: Path) -> str:
+    return pooch.file_hash(path, "blake2b")[:12]
 
 
 def _write_array(file: BinaryIO, blocks: Iterator[np.ndarray], n: int) -> None:
@@ -173,16 +208,13 @@ def _decoded(
 
     def load(path: Path) -> np.ndarray | str:
         try:
-            with Image.open(path) as opened:
-                image = _to_rgb(ImageOps.exif_transpose(opened))
-            if image.size == (178, 218):
-                image = v2.functional.center_crop(image, 108)
-            return np.asarray(transform(image))
+            return decode(path, transform)
         except MemoryError:
             raise
         except Exception as error:  # a damaged file can raise nearly any kind
-            return f"{path} ({error})"
+            return printable(f"{path} ({error})")
 
+    shapes: set[tuple[int, ...]] = set()
     broken: list[str] = []
     progress = Progress(total=len(paths), desc="Decoding", unit=" images")
     with progress, ThreadPoolExecutor(os.cpu_count()) as pool:  # PIL decodes outside the GIL
@@ -191,6 +223,9 @@ def _decoded(
             for item in pool.map(load, paths[start : start + 1024]):
                 (broken if isinstance(item, str) else loaded).append(item)
                 progress.update()
+            shapes |= {pixels.shape for pixels in loaded}
+            if len(shapes) > 1:
+                raise ValueError(f"transform makes images of several shapes: {sorted(shapes)[:4]}.")
             if loaded and not (broken and not skip_broken):
                 yield np.stack(loaded)
     if broken and (not skip_broken or len(broken) == len(paths)):
@@ -201,15 +236,3 @@ def _decoded(
             + more
             + "\nDelete or replace them, or set skip_broken = True to leave them out."
         )
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to RGB."""
-    if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip to 8
-        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)).convert(
-            "RGB"
-        )
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 from torchvision.transforms import v2
 
 from faces.arrays import release_memory, to_uint8
@@ -20,21 +20,28 @@ class Judge:
     Args:
         training: the pictures that it learns from, uint8 (N, H, W, 3).
         held_out: real pictures that it does not learn from, uint8 (M, H, W, 3), M >= 2.
+        device: where training pictures are measured; a generator's are measured where they are.
 
     Attributes:
         size: how many pictures are compared with as many held-out ones, up to 1000.
-        floor: what the same measures give for training pictures in the generator's place.
+        floor: what training pictures in the generator's place have, ``floor_of(size)``.
+        noise: the standard deviation of each measure, from one set of ``size`` of them to another.
     """
 
-    def __init__(self, training: np.ndarray, held_out: np.ndarray) -> None:
+    def __init__(
+        self, training: np.ndarray, held_out: np.ndarray, device: torch.device | str = "cpu"
+    ) -> None:
         if len(held_out) < 2:
             raise ValueError(f"{len(held_out)} images are held out: at least 2 are needed.")
         random = np.random.default_rng(0)
         self.size = min(1000, len(training), len(held_out))
         self._training = training
+        self._device = device
         self._held_out = held_out[random.permutation(len(held_out))[: 5 * self.size]]
-        chosen = random.permutation(len(training))[: 5 * self.size]
-        self.floor = self._measure(training[chosen], chosen)
+        self._chosen = random.permutation(len(training))[: 5 * self.size]
+        sets = self._training_sets(self.size)
+        self.floor = _means(sets)
+        self.noise = {n: float(np.std(v, ddof=min(1, len(v) - 1))) for n, v in sets.items()}
 
     def __call__(self, faces: Tensor) -> dict[str, float]:
         """Measure pictures of a generator, float (n, 3, H, W) in [-1, 1].
@@ -48,27 +55,53 @@ class Judge:
             several times ``size``, each is the mean over sets of that size, up to five.
         """
         size = list(self._held_out.shape[1:3])
-        return self._measure(to_uint8(v2.functional.resize(faces, size, antialias=True)))
+        images = to_uint8(v2.functional.resize(faces, size, antialias=True))
+        return _means(self._sets(images, len(images), faces.device))
 
-    def _measure(self, images: np.ndarray, own: np.ndarray | None = None) -> dict[str, float]:
-        size = min(len(images), self.size)
-        sets: list[dict[str, float]] = []
+    def floor_of(self, n: int) -> dict[str, float]:
+        """What training pictures have in the place of ``n`` of a generator, the mean over 5 sets.
+
+        They are compared with those held-out pictures that ``n`` are compared with: a distance
+        depends on which these are.
+        """
+        return _means(self._training_sets(n))
+
+    def _training_sets(self, n: int) -> dict[str, list[float]]:
+        own = self._chosen[: 5 * min(n, self.size)]
+        return self._sets(self._training[own], n, self._device, own)
+
+    def _sets(
+        self, images: np.ndarray, n: int, device: torch.device | str, own: np.ndarray | None = None
+    ) -> dict[str, list[float]]:
+        """Measure up to five sets of pictures, beside the held-out pictures for ``n`` of them."""
+        size = min(n, self.size)
+        n_others = min(min(5, n // size) * size, len(self._held_out))
+        sets = defaultdict(list)
         for start in range(0, min(len(images), 5 * size) - size + 1, size):
             part = images[start : start + size]
-            places = np.arange(start, start + size) % len(self._held_out)
+            places = np.arange(start, start + size) % n_others
             others = self._held_out[places]  # each set has others, as far as there are some
-            distances = sliced_wasserstein(part, others)
+            distances = sliced_wasserstein(part, others, device=device)
             measures = {"swd": sum(distances.values()) / len(distances)}
             measures |= {f"swd_{side}": distance for side, distance in distances.items()}
             itself = None if own is None else own[start : start + size][:200]
-            _, nearest = nearest_images(part[:200], self._training, itself)
-            measures |= {"diversity": diversity(part), "nearest": float(np.median(nearest))}
-            sets.append(measures)
-        return {name: float(np.mean([one[name] for one in sets])) for name in sets[0]}
+            _, nearest = nearest_images(part[:200], self._training, itself, device)
+            measures |= {"diversity": diversity(part, device), "nearest": np.median(nearest)}
+            for name, value in measures.items():
+                sets[name].append(value)
+        return sets
+
+
+def _means(sets: dict[str, list[float]]) -> dict[str, float]:
+    return {name: float(np.mean(values)) for name, values in sets.items()}
 
 
 def sliced_wasserstein(
-    images: np.ndarray, others: np.ndarray, n_patches: int = 32, n_directions: int = 128
+    images: np.ndarray,
+    others: np.ndarray,
+    n_patches: int = 32,
+    n_directions: int = 128,
+    device: torch.device | str = "cpu",
 ) -> dict[int, float]:
     """Sliced Wasserstein distance between two sets of pictures, at each level of detail.
 
@@ -84,6 +117,7 @@ def sliced_wasserstein(
         others: uint8 array (n, H, W, 3): as many of the same size.
         n_patches: patches taken from each picture.
         n_directions: directions that the patches are projected on.
+        device: where to compute.
 
     Returns:
         The distance times 1000 by the side of the level's pictures, the finest first. Between two
@@ -100,11 +134,13 @@ def sliced_wasserstein(
         )
     random = torch.Generator().manual_seed(0)
     distances = {}
-    for level, other in zip(_laplacian_pyramid(images), _laplacian_pyramid(others), strict=True):
+    pyramids = [_laplacian_pyramid(pictures, device) for pictures in (images, others)]
+    for level, other in zip(*pyramids, strict=True):
         n, _, side, _ = level.shape
         corners = torch.randint(side - 6, (2, 2, n, n_patches), generator=random)
         directions = torch.randn(3 * 7 * 7, n_directions, generator=random)
         directions /= directions.norm(dim=0)
+        corners, directions = corners.to(device), directions.to(device)
         a, b = (
             (_patches_at(pictures, *places) @ directions).T.contiguous().sort(dim=1).values
             for pictures, places in [(level, corners[0]), (other, corners[1])]
@@ -113,10 +149,15 @@ def sliced_wasserstein(
     return distances
 
 
-def _laplacian_pyramid(images: np.ndarray) -> list[Tensor]:
+def _to_tensor(images: np.ndarray, device: torch.device | str) -> Tensor:
+    """Pictures, uint8 (n, H, W, 3), as float (n, 3, H, W) in [0, 255] on a device."""
+    return torch.from_numpy(np.array(images)).to(device).permute(0, 3, 1, 2).float()
+
+
+def _laplacian_pyramid(images: np.ndarray, device: torch.device | str = "cpu") -> list[Tensor]:
     """Take pictures apart by detail; the last level, of 16x16 pixels or less, is what remains."""
-    x = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float()
-    row = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+    x = _to_tensor(images, device)
+    row = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], device=device) / 16
     kernel = row.outer(row).expand(3, 1, 5, 5)
 
     def smooth(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
@@ -135,12 +176,14 @@ def _laplacian_pyramid(images: np.ndarray) -> list[Tensor]:
 def _patches_at(pictures: Tensor, top: Tensor, left: Tensor) -> Tensor:
     """Cut patches of 7x7 out of pictures (n, 3, H, W), all scaled alike: (n * n_patches, 147)."""
     cut = pictures.unfold(2, 7, 1).unfold(3, 7, 1)  # (n, 3, H - 6, W - 6, 7, 7), a view
-    patches = cut[torch.arange(len(pictures))[:, None], :, top, left].flatten(0, 1)
+    patches = cut[torch.arange(len(pictures), device=top.device)[:, None], :, top, left].flatten(
+        0, 1
+    )
     deviation, mean = torch.std_mean(patches, dim=(0, 2, 3), keepdim=True)
     return ((patches - mean) / deviation.clamp(min=1e-3)).flatten(1)
 
 
-def diversity(images: np.ndarray) -> float:
+def diversity(images: np.ndarray, device: torch.device | str = "cpu") -> float:
     """Mean difference between two pictures of a set, 1 - MS-SSIM: 0 if all are the same.
 
     MS-SSIM (Wang et al., 2003) compares brightness, contrast and structure of two pictures at three
@@ -150,8 +193,11 @@ def diversity(images: np.ndarray) -> float:
 
     Args:
         images: uint8 array (n, H, W, 3) in random order, n >= 2, H and W at least 32.
+        device: where to compute.
     """
-    pictures = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float()
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+
+    pictures = _to_tensor(images, device)
     half = len(pictures) // 2
     weights = torch.tensor([0.0448, 0.2856, 0.3001])  # the first three of five in the paper
     similarity = multiscale_structural_similarity_index_measure(
@@ -167,7 +213,10 @@ def diversity(images: np.ndarray) -> float:
 
 
 def nearest_images(
-    samples: np.ndarray, images: np.ndarray, other_than: np.ndarray | None = None
+    samples: np.ndarray,
+    images: np.ndarray,
+    other_than: np.ndarray | None = None,
+    device: torch.device | str = "cpu",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find each sample's nearest image, by the root mean square difference of their pixels.
 
@@ -175,26 +224,26 @@ def nearest_images(
         samples: uint8 array (n, H, W, 3).
         images: uint8 array (N, H, W, 3).
         other_than: for each sample the index of an image that does not count (n,): itself.
+        device: where to compute.
 
     Returns:
         The nearest images' indices (n,) and their distances (n,), in grey levels from 0 to 255;
         infinite where there is no image that counts.
     """
-    flat = torch.from_numpy(np.array(samples)).flatten(1).float()
-    rows = torch.arange(len(flat))
-    smallest = torch.full((len(flat),), math.inf)
-    nearest = torch.zeros(len(flat), dtype=torch.int64)
+    flat = _to_tensor(samples, device).flatten(1)
+    smallest = torch.full((len(flat),), math.inf, device=device)
+    nearest = torch.zeros(len(flat), dtype=torch.int64, device=device)
     for start in range(0, len(images), 4096):  # a block at a time: memory stays small
-        block = torch.from_numpy(np.array(images[start : start + 4096])).flatten(1).float()
+        block = _to_tensor(images[start : start + 4096], device).flatten(1)
         release_memory(images)
         distances = torch.cdist(flat, block)
         if other_than is not None:
-            columns = torch.from_numpy(other_than) - start
-            here = (columns >= 0) & (columns < len(block))
-            distances[rows[here], columns[here]] = math.inf
+            own = torch.from_numpy(other_than - start).to(device)[:, None]
+            distances.masked_fill_(own == torch.arange(len(block), device=device), math.inf)
         values, indices = distances.min(dim=1)
         nearest = torch.where(values < smallest, indices + start, nearest)
         smallest = torch.minimum(values, smallest)
-    found = torch.from_numpy(images[nearest.numpy()]).flatten(1).float()
+    found = _to_tensor(images[nearest.cpu().numpy()], device).flatten(1)
     exact = (flat - found).square().mean(dim=1).sqrt()  # cdist rounds
-    return nearest.numpy(), torch.where(smallest.isinf(), math.inf, exact).numpy()
+    exact = torch.where(smallest.isinf(), math.inf, exact)
+    return nearest.cpu().numpy(), exact.cpu().numpy()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -43,11 +43,15 @@ class Processes:
                     "set --nproc-per-node to that, or hide them for a run on the CPU."
                 )
             torch.accelerator.set_device_index(local_rank)
-            self.device = torch.accelerator.current_accelerator(check_available=True)
+            kind = torch.accelerator.current_accelerator(check_available=True).type
+            self.device = torch.device(kind, local_rank)
         if self.count > 1 and not dist.is_initialized():
             # Others wait while one decodes the images.
-            backend = dist.get_default_backend_for_device(self.device)
-            dist.init_process_group(backend, timeout=timedelta(hours=2))
+            dist.init_process_group(
+                dist.get_default_backend_for_device(self.device),
+                timeout=timedelta(hours=2),
+                device_id=None if self.device.type == "cpu" else self.device,
+            )
 
     def parallel(self, *networks: nn.Module) -> list[nn.Module]:
         """Let networks average their gradients, and batch norm its statistics, over all processes.
@@ -82,6 +86,14 @@ class Processes:
 def is_first_process() -> bool:
     """Whether this process prints and writes."""
     return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def of_first(make: Callable[[], Any]) -> Any:
+    """Let the first process make something; return it in all of them."""
+    made = [make() if is_first_process() else None]
+    if dist.is_initialized():
+        dist.broadcast_object_list(made)
+    return made[0]
 
 
 def share(batch: Any) -> Any:
@@ -134,7 +146,7 @@ class _AllReduce(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _AllReduce.forward(ctx, gradient)
+        return _AllReduce.apply(gradient)  # which has a derivative itself
 
 
 def say(line: str) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from faces.checkpoints import fixed_settings, go_on, states_of, write_checkpoint
-from faces.processes import is_first_process
+from faces.processes import is_first_process, say
 from faces.results import Results, no_results, write_results
 from faces.steps import Steps
 
@@ -53,45 +51,28 @@ class Record:
             return None
         self.steps.load_state_dict(state)
         self.results, self.order = state["results"], state["order"]
-        if is_first_process() and self.steps.epoch:  # a kill may have come before they were written
-            self.write(self.results)
+        if is_first_process() and self.steps.epoch:  # they may be lost, damaged or not yet written
+            self._write(self.results, since=1)
         return state["random"]
 
-    def save(self, random_states: dict[str, Tensor]) -> None:
-        """Write a checkpoint."""
+    def keep(self, results: Results, random_states: dict[str, Tensor]) -> None:
+        """Write a checkpoint, and the results, which may be those of a stopped epoch too."""
+        try:
+            self._save(random_states)
+            self._write(results, since=self.steps.epoch)
+        except FileNotFoundError:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            say(f"{self._folder} was deleted: it is made again, with all but the figures.")
+            self._save(random_states)
+            self._write(results, since=1)
+
+    def _save(self, random_states: dict[str, Tensor]) -> None:
         state = {"settings": self._settings | self._code, "parts": states_of(self.parts)}
         state |= {"results": self.results, "order": self.order, "random": random_states}
         write_checkpoint(self._folder, state | self.steps.state_dict())
 
-    def write(self, results: Results) -> None:
-        """Write the results, which may be those of a stopped epoch too, in the usual formats."""
+    def _write(self, results: Results, since: int) -> None:
+        epochs = range(max(1, since), self.steps.epoch + 1)  # whose samples become pictures
         metadata = {name: str(value) for name, value in self._settings.items()}
-        write_results(
-            self._folder,
-            self.steps.epoch,
-            results,
-            self.steps.rows(),
-            self.parts["G_average"],
-            metadata,
-        )
-
-
-@contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Keep other runs from writing to a folder; of several processes, the first one may write.
-
-    Raises:
-        RuntimeError: if another run writes to it.
-    """
-    lock = FileLock(folder / ".lock")
-    try:
-        if is_first_process():
-            lock.acquire(timeout=0)
-    except Timeout:
-        raise RuntimeError(
-            f"Another run writes to {folder}: wait for it, or set output_dir to another folder."
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
+        average = self.parts["G_average"]
+        write_results(self._folder, epochs, results, self.steps.rows(), average, metadata)

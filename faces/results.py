@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from PIL import Image
 from torch import nn
 
 from faces.files import writing
 from faces.pictures import image_grid
+from faces.weights import write_weights
 
 Results = dict[str, Any]
 
@@ -49,7 +49,7 @@ def with_epoch(
 
 def write_results(
     folder: Path,
-    epoch: int,
+    epochs: Iterable[int],
     results: Results,
     losses: Iterable[tuple[int, int, float, float]],
     generator: nn.Module,
@@ -59,7 +59,7 @@ def write_results(
 
     Args:
         folder: where they go.
-        epoch: the last that is complete, from 1; its samples are a picture of their own. 0: none.
+        epochs: those, from 1, whose samples become pictures of their own.
         results: of one epoch at least.
         losses: epoch, batch, D's loss and G's loss of each step.
         generator: its weights are written.
@@ -69,7 +69,7 @@ def write_results(
         OSError: if the disk is full.
     """
     samples = torch.stack(results["samples"]).numpy()  # (epochs, n, H, W, 3)
-    if epoch:
+    for epoch in epochs:
         with writing(folder / f"samples_epoch_{epoch:03d}.png") as path:
             Image.fromarray(image_grid(samples[epoch - 1], columns=8)).save(path, "PNG")
     with writing(folder / "samples.npz") as path:
@@ -78,11 +78,8 @@ def write_results(
     measures = enumerate(results["measures"], start=1)
     rows = ([epoch, *values.values()] for epoch, values in measures)
     _write_table(folder / "measures.csv", ["epoch", *results["measures"][0]], rows)
-    weights = {"generator": generator.state_dict(), "generator_best": results["best"]}
-    for name, state in weights.items():
-        with writing(folder / f"{name}.safetensors") as path:
-            state = {n: tensor.detach().cpu().contiguous() for n, tensor in state.items()}
-            path.write_bytes(safetensors.torch.save(state, metadata))
+    write_weights(folder / "generator.safetensors", generator.state_dict(), metadata)
+    write_weights(folder / "generator_best.safetensors", results["best"], metadata)
 
 
 def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[float]]) -> None:

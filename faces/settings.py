@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from faces.ideas import find_ideas
 
 
 def _is_whole(value: Any) -> bool:
@@ -59,13 +62,14 @@ def choose_settings(
             is set, else "full" where there is an accelerator and "quick" on a CPU.
         presets: each preset's settings. Those that all presets list are taken where the given one
             is ``None``; those that only some of them list always hold.
-        given: the settings among others.
+        given: the settings among others, and "idea", "data_dir" and "output_dir".
 
     Returns:
         All settings, in the order of ``RANGES``.
 
     Raises:
-        ValueError: if there is no such preset, or settings are out of their ranges; it names all.
+        ValueError: if there is no such preset, settings are out of their ranges, there is no such
+            idea, or the results would lie among the images; it names all.
     """
     why = "given by hand"
     if preset == "auto" and os.environ.get("FACES_PRESET"):
@@ -84,18 +88,29 @@ def choose_settings(
         if given[name] is None or not all(name in other for other in presets.values())
     }
     settings = {name: given[name] for name in RANGES} | decided
-    _check(settings)
+    _check(settings, given)
     print(f"preset {preset} ({why})")
     for name, value in decided.items():
         print(f"  {name} = {value}")
     return settings
 
 
-def _check(settings: dict[str, Any]) -> None:
+def _check(settings: dict[str, Any], given: dict[str, Any]) -> None:
     wrong = [
         f"{name} is {settings[name]!r}: it must be {meaning}."
         for name, (meaning, is_right) in RANGES.items()
         if not is_right(settings[name])
     ]
+    try:
+        find_ideas(given["idea"])
+    except ValueError as error:
+        wrong.append(str(error))
+    data, output = (Path(given[n]).expanduser().resolve() for n in ("data_dir", "output_dir"))
+    if output.is_relative_to(data):
+        wrong.append(
+            f"output_dir is {given['output_dir']}, which lies in data_dir ({given['data_dir']}): "
+            "the pictures written there would become training data. Set output_dir to a folder "
+            "outside."
+        )
     if wrong:
         raise ValueError("\n".join(wrong))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from faces.arrays import release_memory
@@ -87,3 +89,47 @@ def balancing_weights(images: np.ndarray) -> np.ndarray:
     weights = np.ones(len(images))
     weights[has_class] = has_class.sum() / counts[classes[has_class]] / np.count_nonzero(counts)
     return weights
+
+
+def draw_balanced(draw: Callable[[int], np.ndarray], n: int, most: int | None = None) -> np.ndarray:
+    """Draw faces until each typology class has its equal share of them.
+
+    Faces without an angle, and those that a class has too many of, are rejected. Where classes stay
+    short of their share they are named, and the others have more.
+
+    Args:
+        draw: draws that many faces, other ones each time, uint8 (n, H, W, 3).
+        n: how many faces to return.
+        most: how many to draw at most; 20 times ``n`` if not given.
+
+    Returns:
+        uint8 array (n, H, W, 3).
+
+    Raises:
+        ValueError: if fewer than ``n`` faces with an angle were drawn.
+    """
+    most = 20 * n if most is None else most
+    share, drawn, kept = -(-n // len(TYPOLOGY)), 0, []
+    classes, counts = np.empty(0, int), np.zeros(len(TYPOLOGY), int)
+    while counts.min() < share and drawn < most:
+        images = draw(min(500, most - drawn))
+        drawn += len(images)
+        so_far = np.append(classes, _typology_classes(images))
+        useful = ((so_far >= 0) & (_ranks(so_far) < n))[len(classes) :]
+        kept.append(images[useful])
+        classes = np.append(classes, so_far[len(classes) :][useful])
+        counts = np.bincount(classes, minlength=len(TYPOLOGY))
+    if len(classes) < n:
+        raise ValueError(f"Of {drawn:,} faces drawn only {len(classes):,} have a typology angle.")
+    least = n // len(TYPOLOGY)
+    short = [f"{kind} ({c})" for kind, c in zip(TYPOLOGY, counts, strict=True) if c < least]
+    if short:
+        print(f"In {drawn:,} faces drawn there were fewer than {least} of: {', '.join(short)}.")
+    chosen = np.lexsort((classes, _ranks(classes)))[:n]  # one of each class in turn
+    return np.concatenate(kept)[np.sort(chosen)]
+
+
+def _ranks(classes: np.ndarray) -> np.ndarray:
+    """How many of its own class stand before each (n,)."""
+    is_of = classes[:, None] == np.arange(len(TYPOLOGY))  # (n, classes)
+    return is_of.cumsum(axis=0)[np.arange(len(classes)), classes] - 1

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from faces.cuda_graph import RecordedStep
+from faces.processes import say
+from faces.threads import use_free_cores
 
 
 class Speed:
@@ -33,8 +35,10 @@ class Speed:
     def up(self, *networks: nn.Module) -> None:
         """Change networks that are on the device, in place.
 
-        Weights and activations are kept in the order of PyTorch's ``channels_last``. On a CPU the
-        4x4 convolutions of small pictures (8x8 pixels and less on the larger side) become matrix
+        Weights and activations are kept in the order of PyTorch's ``channels_last``, except on an
+        Apple GPU: there batch norm's backward pass fails in that order, or is wrong, in PyTorch
+        2.11 to 2.13 (https://github.com/pytorch/pytorch/issues/175189). On a CPU the 4x4
+        convolutions of small pictures (8x8 pixels and less on the larger side) become matrix
         products with the pictures' patches: the convolution library is several times slower there.
         On a GPU, float32 matrix products may use TF32. Where bfloat16 pays, networks compute in it
         while they train, and still return float32.
@@ -45,7 +49,8 @@ class Speed:
             torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = True
             torch.backends.cuda.matmul.allow_tf32 = True
         for network in networks:
-            network.to(memory_format=torch.channels_last)
+            if self.device.type != "mps":
+                network.to(memory_format=torch.channels_last)
             if self.device.type == "cpu":
                 multiply_patches(network)
             if self.precision == "bfloat16":
@@ -58,20 +63,25 @@ class Speed:
     ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Return a training step on (images, latents) itself, or recorded, on one CUDA device.
 
+        On a CPU it may use fewer threads than before, see ``use_free_cores``.
+
         Args:
             step: see ``RecordedStep``.
             optimizers: those that it steps, in the state in which they go on.
         """
         if self.fast and self.device.type == "cuda" and not dist.is_initialized():
             return RecordedStep(step, *optimizers)
+        if self.fast and self.device.type == "cpu" and (line := use_free_cores()):
+            say(line)
         return step
 
 
 def bfloat16_pays(device: torch.device) -> bool:
     """Whether a device multiplies matrices in bfloat16 much faster than in float32."""
     if device.type == "cpu":
-        capabilities = torch.cpu.get_capabilities()
-        return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+        has = torch.cpu.get_capabilities()
+        is_hidden = "AVX512" not in torch.backends.cpu.get_cpu_capability()  # by a variable
+        return bool(has.get("amx_bf16") or has.get("avx512_bf16")) and not is_hidden
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 

@@ -40,22 +40,30 @@ class Steps:
         self._unread.append(torch.stack([d_loss.detach(), g_loss.detach()]).float())
         self.batch += 1
 
-    def read(self) -> None:
+    def read(self, stop: bool = False) -> bool:
         """Read the losses from the device; nothing else waits for it.
 
+        Args:
+            stop: whether this process is to stop.
+
+        Returns:
+            Whether one of the processes is to, which all of them learn with the same step.
+
         Raises:
-            FloatingPointError: if one is not finite.
+            FloatingPointError: if a loss is not finite.
         """
         if self._unread:
-            unread = torch.stack(self._unread)
+            told = torch.full_like(self._unread[0], stop)
+            unread = torch.stack([*self._unread, told])
             if dist.is_initialized():  # the mean over the shares of the batch
                 dist.all_reduce(unread.div_(dist.get_world_size()))
-            new = [(d, g) for d, g in unread.tolist()]
+            *new, (stop, _) = [(d, g) for d, g in unread.tolist()]
             for step, (d, g) in enumerate(new, start=len(self.losses)):
                 if not math.isfinite(d + g):
                     raise self._not_finite("A loss", *self._place(step))
             self.losses += new
             self._unread.clear()
+        return stop > 0
 
     def check_weights(self, parts: dict[str, Any]) -> None:
         """Look at all tensors of networks, and at those among the parts themselves.

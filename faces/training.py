@@ -23,9 +23,10 @@ from torch.utils.data import DataLoader
 
 from faces.arrays import to_uint8
 from faces.checkpoints import random_states, set_random_states
+from faces.folders import only_writer
 from faces.processes import is_first_process, say, share
 from faces.progress import Progress
-from faces.record import Record, only_writer
+from faces.record import Record
 from faces.results import with_epoch
 from faces.stopping import StopSignals
 from faces.watching import loss_range, signs_of_failure
@@ -102,7 +103,7 @@ class TrainingRun:
 
     def epochs(self) -> Iterator[int]:
         """Count the epochs that are still to do, from 1; end early if the run is to stop."""
-        while self._steps.epoch < self.n_epochs and self._stop.received is None:
+        while self._steps.epoch < self.n_epochs and not self._stop.is_due():
             yield self._steps.epoch + 1
 
     def batches(
@@ -130,7 +131,7 @@ class TrainingRun:
                 yield share(images).to(self._device, non_blocking=True), z.to(self._device)
             elif not steps.batch:
                 raise ValueError("batch_size is smaller than the number of processes: raise it.")
-            if self._stop.received is not None and steps.batch < len(loader):
+            if self._stop.is_due() and steps.batch < len(loader):
                 return
         self._complete = True
 
@@ -140,7 +141,7 @@ class TrainingRun:
         self._steps.add(d_loss, g_loss)
         self._line.step(self._n_images)
         if prints or d_loss.device.type == "cpu":
-            self._steps.read()
+            self._stop.all_know = self._steps.read(self._stop.received is not None)
         if prints:
             epoch, (d, g) = self._steps.epoch + 1, self.losses[-1]
             place = f"Epoch [{epoch:5d}/{self.n_epochs:5d}]"
@@ -171,9 +172,8 @@ class TrainingRun:
             self._steps.end_epoch()
             self._complete = False
         if is_first_process():
-            self._record.save(random_states(self._device))
-            self._record.write(results)
-        if self._stop.received is not None and self._steps.epoch < self.n_epochs:
+            self._record.keep(results, random_states(self._device))
+        if self._stop.is_due() and self._steps.epoch < self.n_epochs:
             place = f"in epoch {self._steps.epoch + 1}, after {self._steps.batch} of its batches"
             say(
                 f"Stopped {place}. To go on from there, run this again with resume = True and "

@@ -6,18 +6,38 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from xdist.scheduler import LoadScopeScheduling
 
 from faces import download, files
 
 # The tests have a process on each core: more threads would only be in each other's way.
-torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+class Scheduling(LoadScopeScheduling):
+    """Whoever is free takes the next test; those of test_notebook.py go to one process, and first.
+
+    They share a run of the notebook, and take longest.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        """Return what a test has in common with those that must run in the same process."""
+        path = nodeid.split("::")[0]
+        return path if path.endswith("test_notebook.py") else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)  # without pytest-xdist nobody calls it
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    return Scheduling(config, log)
 
 
 def blobs(n: int, height: int, width: int, seed: int) -> np.ndarray:
@@ -49,6 +69,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return files.CACHE
 
 
+@pytest.fixture
+def absent(tmp_path: Path) -> Path:
+    """A path of the default name, where nothing is yet."""
+    (tmp_path / "new").mkdir()
+    return tmp_path / "new" / download.DATA
+
+
 def make_zip(folder: Path, archive: Path) -> Path:
     """Pack a folder with its own name on top, as the official archive does."""
     return Path(
@@ -66,6 +93,7 @@ class Server(http.server.BaseHTTPRequestHandler):
     content = b""
     behaviours: list[str]
     asked: list[str]  # what each GET was answered
+    sent: list[int]  # the lengths of the rests given
     ended: threading.Event  # ends all stalls
 
     def do_HEAD(self) -> None:
@@ -89,12 +117,22 @@ class Server(http.server.BaseHTTPRequestHandler):
                 content = b"<html>Please log in.</html>"
             elif behaviour == "wrong bytes":
                 content = content[::-1]
-            self.send_response(200)
-            if behaviour != "breaks off unnoticed":  # without a length nobody can notice
+            elif behaviour == "gives the rest":
+                start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+                content = content[start:]
+                self.sent.append(len(content))
+            self.send_response(206 if behaviour == "gives the rest" else 200)
+            if behaviour not in ("breaks off unnoticed", "never ends"):  # else nobody can notice
                 self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             half = behaviour.startswith("breaks off") or behaviour == "stalls"
-            self.wfile.write(content[: len(content) // 2] if half else content)
+            if behaviour not in ("drips", "never ends"):
+                self.wfile.write(content[: len(content) // 2] if half else content)
+            with suppress(OSError):  # who asked has gone
+                while behaviour == "drips" and not self.ended.wait(0.1):
+                    self.wfile.write(b"P")
+                while behaviour == "never ends" and not self.ended.is_set():
+                    self.wfile.write(bytes(2**16))
             if behaviour == "stalls":
                 self.ended.wait(30)
 
@@ -108,7 +146,13 @@ def server(
 ) -> Iterator[type[Server]]:
     """A server that has the archive; returns its handler class. Nobody waits long for it."""
     content = make_zip(image_dir, tmp_path / "archive.zip").read_bytes()
-    state = {"content": content, "behaviours": ["whole"], "asked": [], "ended": threading.Event()}
+    state = {
+        "content": content,
+        "behaviours": ["whole"],
+        "asked": [],
+        "sent": [],
+        "ended": threading.Event(),
+    }
     handler = type("Handler", (Server,), state)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
         threading.Thread(target=running.serve_forever, args=(0.05,), daemon=True).start()

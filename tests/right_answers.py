@@ -707,4 +707,439 @@ def train(D, G, n_epochs, print_every=50):
         G.train()
     return losses
 """,
+    "a sigmoid and BCELoss, an initialisation for layers with biases": """
+class Discriminator(nn.Module):
+    def __init__(self, conv_dim):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, conv_dim, 4, 2, 1), nn.LeakyReLU(0.2),
+            nn.Conv2d(conv_dim, conv_dim * 2, 4, 2, 1), nn.LeakyReLU(0.2), nn.AvgPool2d(2),
+            nn.Flatten(), nn.Linear(conv_dim * 2 * 4 * 4, 1), nn.Sigmoid(),
+        )
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+class Generator(nn.Module):
+    def __init__(self, latent_dim, ngf):
+        super().__init__()
+        self.fc = nn.Linear(latent_dim, ngf * 8 * 8)
+        self.layers = nn.Sequential(
+            nn.BatchNorm2d(ngf), nn.ReLU(), nn.ConvTranspose2d(ngf, ngf, 4, 2, 1),
+            nn.BatchNorm2d(ngf), nn.ReLU(), nn.ConvTranspose2d(ngf, 3, 4, 2, 1), nn.Tanh(),
+        )
+
+    def forward(self, z):
+        return self.layers(self.fc(z).unflatten(1, (-1, 8, 8)))
+
+
+def weights_init_normal(m):
+    if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+        m.weight.data.normal_(0, 0.02)
+        m.bias.data.zero_()
+
+
+def build_network(d_conv_dim, g_conv_dim, z_size):
+    D, G = Discriminator(d_conv_dim), Generator(z_size, g_conv_dim)
+    return D.apply(weights_init_normal), G.apply(weights_init_normal)
+
+
+def real_loss(D_out):
+    return F.binary_cross_entropy(D_out, torch.ones_like(D_out) * 0.9)
+
+
+def fake_loss(D_out):
+    return F.binary_cross_entropy(D_out, torch.zeros_like(D_out))
+""",
+    "config, a compiled D with a sigmoid, a relative path, dictionaries": """
+from types import SimpleNamespace
+
+config = SimpleNamespace(z_size=48, batch_size=16, device='cpu', lr=2e-4)
+
+
+def get_dataloader(batch_size, image_size, data_dir='processed_celeba_small/'):
+    transform = transforms.Compose([transforms.Resize(image_size), transforms.ToTensor()])
+    dataset = datasets.ImageFolder('./' + data_dir, transform)
+    return torch.utils.data.DataLoader(dataset, batch_size=batch_size, shuffle=True)
+
+
+class Discriminator(nn.Module):
+    def __init__(self, conv_dim):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, conv_dim, 4, 4)
+        self.conv2 = nn.Conv2d(conv_dim, 1, 8)
+
+    def forward(self, x):
+        return self.conv2(F.leaky_relu(self.conv1(x), 0.2)).sigmoid()
+
+
+def weights_init_normal(m):
+    if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+        nn.init.normal_(m.weight, std=0.02)
+
+
+def real_loss(D_out):
+    return nn.BCELoss()(D_out.view(-1), torch.ones(len(D_out)))
+
+
+def fake_loss(D_out):
+    return nn.BCELoss()(D_out.view(-1), torch.zeros(len(D_out)))
+
+
+def build_network(d_conv_dim, g_conv_dim, latent_dim=config.z_size):
+    D, G = Discriminator(d_conv_dim), Generator(latent_dim, g_conv_dim)
+    return torch.compile(D.apply(weights_init_normal)), G.apply(weights_init_normal)
+
+
+networks = dict(zip('DG', build_network(16, 16)))
+optimizers = {k: optim.Adam(net.parameters(), config.lr) for k, net in networks.items()}
+train_loader = torch.utils.data.DataLoader([(torch.rand(3, 32, 32), 0)] * 9, 3)
+
+
+def train(D, G, n_epochs, print_every=50):
+    history = {'D': [], 'G': []}
+    fixed_z = torch.randn(8, config.z_size)
+    for epoch in range(n_epochs):
+        for real_images, _ in train_loader:
+            z = torch.randn(len(real_images), config.z_size)
+            loss = {'D': real_loss(D(scale(real_images))) + fake_loss(D(G(z).detach()))}
+            optimizers['D'].zero_grad()
+            loss['D'].backward()
+            optimizers['D'].step()
+            loss['G'] = real_loss(D(G(z)))
+            optimizers['G'].zero_grad()
+            loss['G'].backward()
+            optimizers['G'].step()
+            for k in loss:
+                history[k].append(loss[k].item())
+        G.eval()
+        G(fixed_z)
+        G.train()
+    return list(zip(history['D'], history['G']))
+""",
+    "probabilities judged in the loop, in a closure": """
+class Discriminator(nn.Module):
+    def __init__(self, conv_dim):
+        super().__init__()
+        self.conv1 = nn.LazyConv2d(conv_dim, 4, 2, 1)
+        self.conv2 = nn.LazyConv2d(conv_dim * 2, 4, 2, 1)
+        self.fc = nn.LazyLinear(1)
+
+    def forward(self, x):
+        x = F.adaptive_avg_pool2d(F.leaky_relu(self.conv2(F.leaky_relu(self.conv1(x)))), 4)
+        return torch.sigmoid(self.fc(x.flatten(1)))
+
+
+def build_network(d_conv_dim, g_conv_dim, z_size):
+    D, G = Discriminator(d_conv_dim), Generator(z_size, g_conv_dim)
+    D(torch.zeros(1, 3, 32, 32))
+    return D.apply(weights_init_normal), G.apply(weights_init_normal)
+
+
+def real_loss(D_out):
+    return nn.MSELoss()(D_out, torch.ones_like(D_out))
+
+
+def fake_loss(D_out):
+    return nn.MSELoss()(D_out, torch.zeros_like(D_out))
+
+
+def make_train(opt_D, opt_G, dataloader):
+    criterion = nn.BCELoss()
+
+    def train(D, G, n_epochs, print_every=50):
+        losses = []
+        fixed_z = torch.randn(8, 100)
+        for epoch in range(n_epochs):
+            for real_images, _ in dataloader:
+                n = len(real_images)
+                fake_images = G(torch.randn(n, 100))
+                D.zero_grad()
+                d_loss = criterion(D(real_images * 2 - 1), torch.ones(n, 1)) + criterion(
+                    D(fake_images.detach()), torch.zeros(n, 1)
+                )
+                d_loss.backward()
+                opt_D.step()
+                G.zero_grad()
+                g_loss = criterion(D(fake_images), torch.ones(n, 1))
+                g_loss.backward()
+                opt_G.step()
+                losses.append((d_loss.item(), g_loss.item()))
+            G.eval()
+            G(fixed_z)
+            G.train()
+        return losses
+
+    return train
+
+
+train = make_train(d_optimizer, g_optimizer, torch.utils.data.DataLoader([(torch.rand(3), 0)], 1))
+""",
+    "a sigmoid and one loss for both, labels swapped now and then": """
+class Discriminator(nn.Module):
+    def __init__(self, conv_dim):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, conv_dim, 4, 2, 1)
+        self.conv2 = nn.Conv2d(conv_dim, conv_dim, 4, 2, 1)
+        self.fc = nn.Linear(conv_dim * 8 * 8, 1)
+
+    def forward(self, x):
+        x = F.leaky_relu(self.conv2(F.leaky_relu(self.conv1(x), 0.2)), 0.2)
+        return F.sigmoid(self.fc(x.flatten(1)))
+
+
+def real_loss(D_out, label=1.0):
+    return F.binary_cross_entropy(D_out, torch.full_like(D_out, label))
+
+
+def fake_loss(D_out):
+    return real_loss(D_out, 0.0)
+
+
+def make_train():
+    history = []
+
+    def train(D, G, n_epochs, print_every=50):
+        fixed_z = torch.randn(8, z_size)
+        for epoch in range(n_epochs):
+            for real_images, _ in celeba_train_loader:
+                noise = torch.randn(len(real_images), z_size)
+                d_optimizer.zero_grad()
+                real_label, fake_label = (0.0, 1.0) if np.random.rand() < 0.05 else (1.0, 0.0)
+                d_loss = real_loss(D(scale(real_images)), real_label)
+                d_loss = d_loss + real_loss(D(G(noise).detach()), fake_label)
+                d_loss.backward()
+                d_optimizer.step()
+                g_optimizer.zero_grad()
+                g_loss = real_loss(D(G(noise)))
+                g_loss.backward()
+                g_optimizer.step()
+                history.append((d_loss.item(), g_loss.item()))
+            G.eval()
+            G(fixed_z)
+            G.train()
+        return history
+
+    return train
+
+
+train = make_train()
+""",
+    "hinge loss, minibatch deviation, attention, a head by einsum, a gradient penalty": """
+class Attention(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.query = nn.Conv2d(channels, channels // 2, 1)
+        self.key = nn.Conv2d(channels, channels // 2, 1)
+        self.value = nn.Conv2d(channels, channels, 1)
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        q, k, v = (conv(x).flatten(2) for conv in (self.query, self.key, self.value))
+        weights = torch.softmax(q.transpose(1, 2) @ k, dim=-1)
+        return x + self.gamma * (v @ weights.transpose(1, 2)).view_as(x)
+
+
+class Discriminator(nn.Module):
+    def __init__(self, conv_dim):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, conv_dim, 4, 2, 1)
+        self.conv2 = nn.Conv2d(conv_dim, conv_dim, 3, 1, 1)
+        self.attention = Attention(conv_dim)
+        self.conv3 = nn.Conv2d(conv_dim + 1, conv_dim, 4, 2, 1)
+        self.head = nn.Parameter(torch.randn(conv_dim, 2, 2) * 0.1)
+
+    def forward(self, x):
+        x = F.leaky_relu(self.conv1(x), 0.2)
+        x = F.avg_pool2d(F.leaky_relu(self.conv2(x), 0.2), 2)
+        x = self.attention(x)
+        deviation = x.std(dim=0).mean().expand(len(x), 1, *x.shape[2:])
+        x = F.leaky_relu(self.conv3(torch.cat([x, deviation], 1)), 0.2)
+        return torch.einsum('nchw,chw->n', F.avg_pool2d(x, 2), self.head)
+
+
+def real_loss(D_out):
+    return F.relu(1 - D_out).mean()
+
+
+def fake_loss(D_out):
+    return F.relu(1 + D_out).mean()
+
+
+def gradient_penalty(D, real_images, fake_images):
+    t = torch.rand(len(real_images), 1, 1, 1)
+    mixed = (t * real_images + (1 - t) * fake_images).requires_grad_()
+    gradient, = torch.autograd.grad(D(mixed).sum(), mixed, create_graph=True)
+    return ((gradient.flatten(1).norm(dim=1) - 1) ** 2).mean()
+
+
+def train(D, G, n_epochs, print_every=50):
+    losses = []
+    fixed_z = torch.randn(8, z_size)
+    for epoch in range(n_epochs):
+        for i, (real_images, _) in enumerate(celeba_train_loader, 1):
+            real_images = scale(real_images)
+            fake_images = G(torch.randn(len(real_images), z_size)).detach()
+            d_optimizer.zero_grad()
+            d_loss = real_loss(D(real_images)) + fake_loss(D(fake_images))
+            (d_loss + 10 * gradient_penalty(D, real_images, fake_images)).backward()
+            d_optimizer.step()
+            if i % 5 == 0 or i == len(celeba_train_loader):
+                g_optimizer.zero_grad()
+                g_loss = -D(G(torch.randn(len(real_images), z_size))).mean()
+                g_loss.backward()
+                g_optimizer.step()
+                losses.append((d_loss.item(), g_loss.item()))
+        G.eval()
+        G(fixed_z)
+        G.train()
+    return losses
+""",
+    "hinge loss in the loop, groups' deviation, augmentation, a penalty on real images": """
+class Gate(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.qkv = nn.Conv2d(channels, channels * 3, 1)
+        self.gamma = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).flatten(2).transpose(1, 2).chunk(3, dim=2)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return x + self.gamma * mixed.transpose(1, 2).reshape(x.shape)
+
+
+class Discriminator(nn.Module):
+    def __init__(self, conv_dim):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, conv_dim, 4, 2, 1)
+        self.conv2 = nn.Conv2d(conv_dim, conv_dim, 4, 2, 1)
+        self.conv3 = nn.Conv2d(conv_dim + 1, conv_dim, 3, 1, 1)
+        self.w = nn.Parameter(torch.randn(conv_dim * 64, 1) * 0.02)
+
+    def forward(self, x):
+        x = F.leaky_relu(self.conv2(F.leaky_relu(self.conv1(x), 0.2)), 0.2)
+        n, c, h, w = x.shape
+        group = min(n, 4)
+        y = x.view(group, -1, 1, c, h, w)
+        y = (y - y.mean(0)).square().mean(0).add(1e-8).sqrt().mean([2, 3, 4], keepdim=True)
+        y = y.squeeze(2).repeat(group, 1, h, w)
+        x = F.leaky_relu(self.conv3(torch.cat([x, y], dim=1)), 0.2)
+        return x.flatten(1) @ self.w
+
+
+class Generator(nn.Module):
+    def __init__(self, z_size, conv_dim):
+        super().__init__()
+        self.start = nn.LazyConvTranspose2d(conv_dim * 2, 8)
+        self.gate = Gate(conv_dim * 2)
+        self.layers = nn.Sequential(
+            nn.ReLU(), nn.ConvTranspose2d(conv_dim * 2, conv_dim, 4, 2, 1),
+            nn.BatchNorm2d(conv_dim), nn.ReLU(),
+            nn.ConvTranspose2d(conv_dim, 3, 4, 2, 1), nn.Tanh(),
+        )
+        self.start(torch.zeros(1, z_size, 1, 1))
+
+    def forward(self, z):
+        return self.layers(self.gate(F.relu(self.start(z[..., None, None]))))
+
+
+def real_loss(D_out):
+    labels = torch.ones_like(D_out)
+    labels[torch.rand(labels.shape) < 0.05] = 0
+    return F.binary_cross_entropy_with_logits(D_out, labels)
+
+
+latent_dim = 24
+
+
+def augment(x):
+    shift = torch.randint(-4, 5, (2,)).tolist()
+    x = torch.roll(F.pad(x, [4] * 4), shift, dims=(2, 3))[:, :, 4:-4, 4:-4] + torch.rand(1) - 0.5
+    x = torch.stack([image.flip(2) if torch.rand(1) < 0.5 else image for image in x])
+    i, j = torch.randint(0, 16, (2,))
+    mask = torch.ones_like(x)
+    mask[:, :, i:i + 16, j:j + 16] = 0
+    return x * mask
+
+
+def train(D, G, n_epochs, print_every=50):
+    losses = []
+    fixed_z = torch.randn(8, latent_dim)
+    D_opt, G_opt = (optim.Adam(net.parameters(), 2e-4, (0.0, 0.99)) for net in (D, G))
+    for epoch in range(n_epochs):
+        for real_images, _ in celeba_train_loader:
+            n = len(real_images)
+            real_images = scale(real_images).requires_grad_()
+            images = torch.cat([real_images, G(torch.randn(n, latent_dim)).detach()])
+            real_out, fake_out = D(augment(images)).chunk(2)
+            gradient = torch.autograd.grad(real_out.sum(), real_images, create_graph=True)[0]
+            D_opt.zero_grad()
+            d_loss = (1 - real_out).clamp(min=0).mean() + (1 + fake_out).clamp(min=0).mean()
+            (d_loss + gradient.square().sum([1, 2, 3]).mean()).backward()
+            D_opt.step()
+            G_opt.zero_grad()
+            g_loss = -torch.mean(D(augment(G(torch.randn(n, latent_dim)))))
+            g_loss.backward()
+            G_opt.step()
+            losses.append((d_loss.item(), g_loss.item()))
+        G.eval()
+        G(fixed_z)
+        G.train()
+    return losses
+""",
+    "a GPU without asking for one, an augmentation by indices, other names": """
+def get_dataloader(batch_size, image_size, data_dir='processed_celeba_small/'):
+    import os
+
+    transform = transforms.Compose([transforms.Resize(image_size), transforms.ToTensor()])
+    dataset = datasets.ImageFolder(os.path.join(os.getcwd(), data_dir), transform)
+    return torch.utils.data.DataLoader(dataset, batch_size=batch_size, shuffle=True)
+
+
+def real_loss(D_out):
+    labels = (torch.rand(D_out.size(0)) > 0.05).float().cuda()
+    return nn.BCEWithLogitsLoss().cuda()(D_out.squeeze(), labels)
+
+
+def fake_loss(D_out):
+    return nn.BCEWithLogitsLoss()(D_out.squeeze(), torch.zeros(D_out.size(0)).cuda())
+
+
+def shift(x):
+    n, c, h, w = x.shape
+    dy, dx = torch.randint(-4, 5, (2, n, 1, 1))
+    rows, i, j = torch.meshgrid(torch.arange(n), torch.arange(h), torch.arange(w), indexing='ij')
+    i, j = (torch.clamp(index + d + 1, 0, h + 1) for index, d in ((i, dy), (j, dx)))
+    x = F.pad(x, [1, 1, 1, 1]).permute(0, 2, 3, 1)[rows, i, j].permute(0, 3, 1, 2).contiguous()
+    for k in range(n):
+        top = torch.randint(0, 16, (1,)).item()
+        x[k, :, top:top + 12, 8:24] = 0
+    return x
+
+
+def train(D, G, n_epochs, print_every=50):
+    D.cuda()
+    G = G.cuda()
+    D = torch.compile(D)
+    losses = []
+    fixed_z = torch.rand(8, z_size).cuda() * 2 - 1
+    for epoch in range(n_epochs):
+        for real_images, _ in faces_loader:
+            z = torch.rand(len(real_images), z_size).cuda() * 2 - 1
+            optimizerD.zero_grad()
+            d_loss = real_loss(D(shift(scale(real_images).cuda())))
+            d_loss = d_loss + fake_loss(D(shift(G(z)).detach()))
+            d_loss.backward()
+            optimizerD.step()
+            optimizerG.zero_grad()
+            g_loss = real_loss(D(shift(G(z))))
+            g_loss.backward()
+            optimizerG.step()
+            losses.append((d_loss.item(), g_loss.item()))
+        G.eval()
+        G(fixed_z)
+        G.train()
+    return losses
+""",
 }

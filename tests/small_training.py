@@ -1,20 +1,24 @@
 """The notebook's own training at a small size, for the tests; as a script, what is done to it.
 
-    python tests/small_training.py kill|terminate|full-disk FOLDER
+    python tests/small_training.py kill|terminate|full-disk|stop FOLDER
 
-trains in child processes that are killed, terminated, or not allowed to write large files.
+trains in child processes that are killed, terminated, or not allowed to write large files, or in
+two processes, of which one is stopped.
 """
 
 import os
 import random
 import resource
+import shutil
 import signal
+import socket
 import sys
 import time
 import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.utils.data import DataLoader
@@ -67,13 +71,47 @@ def prepare(
     return lesson
 
 
+def prepare_fast(folder: Path, precision: str, **options: Any) -> types.ModuleType:
+    """A lesson with the fast step in a precision, whatever this machine would choose."""
+    with mock.patch("faces.speed.bfloat16_pays", lambda device: precision == "bfloat16"):
+        return prepare(folder, fast=True, **options)
+
+
 def train(lesson: types.ModuleType, n_epochs: int = 4) -> list[tuple[float, float]]:
     """Train the networks that ``prepare`` made; return the losses."""
     return lesson.train(lesson.D, lesson.G, n_epochs, print_every=1000)
 
 
+class SignalLoader(DataLoader):
+    """Sends this process a signal just before one of its batches is handed out."""
+
+    at, number, n_batches = -1, signal.SIGINT, 0
+
+    @classmethod
+    def like(cls, loader: DataLoader) -> "SignalLoader":
+        """Hands out what another loader does."""
+        return cls(
+            loader.dataset,
+            loader.batch_size,
+            sampler=loader.sampler,
+            drop_last=True,
+            generator=loader.generator,
+            collate_fn=loader.collate_fn,
+        )
+
+    def __iter__(self):
+        for batch in super().__iter__():
+            if self.n_batches == self.at:
+                os.kill(os.getpid(), self.number)
+            self.n_batches += 1
+            yield batch
+
+
 def in_child(work: Callable[[], None], after: float | None = None, number: int = 9) -> int:
-    """Run something in a child process; send it a signal after some seconds; return its status."""
+    """Run something in a child process; send it a signal after some seconds; return its status.
+
+    Train in this process only after its last child: none can use CUDA once the parent has.
+    """
     child = os.fork()
     if not child:
         try:
@@ -112,8 +150,7 @@ def terminate(folder: Path) -> None:
 
 def full_disk(folder: Path) -> None:
     """Train for an epoch; go on while files of more than 20 kB are forbidden; then go on."""
-    train(prepare(folder / "whole"), 2)
-    train(prepare(folder), 1)
+    assert in_child(lambda: train(prepare(folder), 1)) == 0
 
     def work() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -123,8 +160,30 @@ def full_disk(folder: Path) -> None:
     print("status", in_child(work))
     print("left:", [path.name for path in folder.glob(".*")])
     train(prepare(folder), 2)
+    train(prepare(folder / "whole"), 2)
+
+
+def stop(folder: Path) -> None:
+    """Train in two processes; terminate the second one in epoch 2; then go on in one."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])}
+    child = os.fork()
+    rank = "0" if child else "1"
+    os.environ.update(place, WORLD_SIZE="2", RANK=rank, LOCAL_RANK=rank)
+    lesson = prepare(folder)
+    if not child:
+        lesson.celeba_train_loader = SignalLoader.like(lesson.celeba_train_loader)
+        lesson.celeba_train_loader.at, lesson.celeba_train_loader.number = 7, signal.SIGTERM
+    train(lesson)
+    lesson.processes.leave()  # of the second one nothing more is left
+    print("status", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    shutil.copytree(folder, folder.with_name("stopped"))
+    os.environ["WORLD_SIZE"] = "1"
+    train(prepare(folder))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"kill": kill, "terminate": terminate, "full-disk": full_disk}[sys.argv[1]](Path(sys.argv[2]))
+    {"kill": kill, "terminate": terminate, "full-disk": full_disk, "stop": stop}[sys.argv[1]](
+        Path(sys.argv[2])
+    )

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import assert_nothing_left, blobs, make_zip
 from PIL import Image
 from torchvision.transforms import v2
 
 import helpers
-from faces import download
+from faces import arrays, download, files
 
 
 def load(folder: Path, **subset: int) -> np.ndarray:
@@ -94,8 +95,15 @@ def test_a_batch_is_the_images_themselves():
     dataset = helpers.ImageArray(images)
     batch, labels = dataset.__getitems__([4, 1])
     assert batch.shape == (2, 3, 8, 8) and labels.tolist() == [0, 0]
-    assert np.allclose(batch.permute(0, 2, 3, 1).numpy() * 255, images[[4, 1]])
+    assert np.allclose(batch.permute(0, 2, 3, 1).cpu().numpy() * 255, images[[4, 1]])
     assert (dataset[4][0] == batch[0]).all()
+
+
+@pytest.mark.parametrize("n", [1, 4096, 5000])
+def test_images_are_copied_whole_to_a_device(n):
+    images = np.random.default_rng(0).integers(0, 256, (n, 2, 2, 3), np.uint8)
+    copy = arrays._copy_to(torch.device("cpu"), images)
+    assert copy.dtype == torch.uint8 and (copy.numpy() == images).all()
 
 
 # ------------------------------------------------------------------------------------------- zips
@@ -106,10 +114,42 @@ def test_a_zip_is_unpacked_once(image_dir, tmp_path, cache):
     folder = helpers.get_data(archive)
     assert folder.parent == cache
     assert len(helpers.find_images(folder)) == 40
-    assert not any(p.name.startswith(".") for p in folder.rglob("*"))
+    hidden = [p.name for p in folder.rglob(".*")]
+    assert hidden == [files.RECORD]
     before = folder.stat().st_mtime_ns
     assert helpers.get_data(archive) == folder and folder.stat().st_mtime_ns == before
     assert [p.name for p in cache.iterdir()] == [folder.name]
+
+
+def test_a_zip_is_unpacked_again_when_images_are_gone(image_dir, tmp_path, cache):
+    archive = make_zip(image_dir, tmp_path / "faces.zip")
+    folder = helpers.get_data(archive)
+    for path in helpers.find_images(folder)[1:]:
+        path.unlink()
+    assert helpers.get_data(archive) == folder and len(helpers.find_images(folder)) == 40
+    assert [p.name for p in cache.iterdir()] == [folder.name]
+
+
+def test_a_damaged_record_of_an_unpacked_zip_does_no_harm(image_dir, tmp_path, cache):
+    archive = make_zip(image_dir, tmp_path / "faces.zip")
+    record = helpers.get_data(archive) / files.RECORD
+    before = record.read_bytes()
+    for damage in (b"\xff", b"", b"41"):
+        record.write_bytes(damage)
+        assert len(helpers.find_images(helpers.get_data(archive))) == 40
+        assert record.read_bytes() == before
+
+
+def test_a_folder_of_the_user_is_never_replaced(tmp_path, cache):
+    def make(temporary: Path) -> Path:
+        (tmp_path / "faces").mkdir()  # meanwhile
+        (tmp_path / "faces" / "mine.jpg").write_text("mine")
+        (temporary / "images").mkdir()
+        return temporary / "images"
+
+    with pytest.raises(OSError):
+        files.make_once(tmp_path / "faces", make)
+    assert (tmp_path / "faces" / "mine.jpg").read_text() == "mine"
 
 
 def test_a_zip_with_images_on_top_keeps_them_together(image_dir, tmp_path, cache):
@@ -163,9 +203,22 @@ def test_a_zip_without_images_is_named(tmp_path, cache):
         helpers.get_data(archive)
 
 
-def test_a_zip_that_is_not_there_is_not_downloaded(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere.zip"):
-        helpers.get_data(tmp_path / "nowhere.zip")
+@pytest.mark.parametrize(
+    "place", ["nowhere.zip", "nowhere", "proccesed_celeba_small", f"nowhere/{download.DATA}"]
+)
+def test_what_is_not_there_is_not_downloaded(server, tmp_path, monkeypatch, place):
+    for reachable in (True, False):
+        monkeypatch.setattr(download, "is_reachable", lambda url, is_it=reachable: is_it)
+        with pytest.raises(FileNotFoundError, match=f"{place}: correct data_dir"):
+            helpers.get_data(tmp_path / place)
+    assert not server.asked
+
+
+@pytest.mark.parametrize("place", ["", ".", "faces/..", "/", str(files.HERE.parent)])
+def test_a_folder_that_holds_the_project_is_no_data(monkeypatch, place):
+    monkeypatch.chdir(files.HERE)
+    with pytest.raises(ValueError, match=f"data_dir is '{place}': set it to a folder of images"):
+        helpers.get_data(place)
 
 
 def test_too_little_space_is_known_before_unpacking(image_dir, tmp_path, cache, monkeypatch):
@@ -181,31 +234,35 @@ def test_too_little_space_is_known_before_unpacking(image_dir, tmp_path, cache, 
 # ---------------------------------------------------------------------------------------- network
 
 
-def test_absent_data_are_downloaded_and_unpacked(server, tmp_path, capsys):
-    folder = helpers.get_data(tmp_path / "new" / "faces")
-    assert folder == tmp_path / "new" / "faces"
+def test_absent_data_are_downloaded_and_unpacked(server, absent, capsys):
+    folder = helpers.get_data(absent)
+    assert folder == absent
     assert len(helpers.find_images(folder)) == 40
     assert "248 MB" in capsys.readouterr().out
-    assert [p.name for p in folder.parent.iterdir()] == ["faces"]
+    assert list(folder.parent.iterdir()) == [folder]
 
 
-def test_a_download_is_kept_for_the_next_time(server, tmp_path, monkeypatch):
-    helpers.get_data(tmp_path / "faces")
-    shutil.rmtree(tmp_path / "faces")
+def test_a_download_is_kept_for_the_next_time(server, absent, monkeypatch):
+    helpers.get_data(absent)
+    shutil.rmtree(absent)
     monkeypatch.setattr(download, "is_reachable", lambda url: False)
     monkeypatch.setattr(server, "do_GET", None)
-    assert len(helpers.find_images(helpers.get_data(tmp_path / "faces"))) == 40
+    assert len(helpers.find_images(helpers.get_data(absent))) == 40
 
 
-def test_nothing_is_downloaded_to_a_place_that_cannot_be_written(server, tmp_path, monkeypatch):
+def test_nothing_is_downloaded_to_a_place_that_cannot_be_written(server, absent, monkeypatch):
     monkeypatch.setattr(server, "do_GET", None)
-    (tmp_path / "file").write_text("mine")
+
+    def refuse(**arguments):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", refuse)
     with pytest.raises(OSError, match="cannot be written to.*set data_dir"):
-        helpers.get_data(tmp_path / "file" / "faces")
+        helpers.get_data(absent)
 
 
 @pytest.mark.parametrize("stalls", [False, True])
-def test_without_network_the_offline_set_is_used(tmp_path, cache, monkeypatch, capsys, stalls):
+def test_without_network_the_offline_set_is_used(absent, cache, monkeypatch, capsys, stalls):
     monkeypatch.setattr(download, "OFFLINE_FACES", 24)
     with socket.create_server(("127.0.0.1", 0)) as listening:  # never answers
         port = listening.getsockname()[1]
@@ -213,10 +270,12 @@ def test_without_network_the_offline_set_is_used(tmp_path, cache, monkeypatch, c
             listening.close()
         monkeypatch.setattr(download, "ARCHIVE_URL", f"http://127.0.0.1:{port}/archive.zip")
         started = time.monotonic()
-        folder = helpers.get_data(tmp_path / "faces")
+        folder = helpers.get_data(absent)
         assert time.monotonic() - started < 10
     assert "no network" in capsys.readouterr().out
-    assert not (tmp_path / "faces").exists()
+    assert not absent.exists()
     images = load(folder)
     assert (images == helpers.generate_faces(24, seed=0)).all()
-    assert helpers.get_data(tmp_path / "faces") == folder
+    assert helpers.get_data(absent) == folder
+    helpers.find_images(folder)[3].unlink()
+    assert len(helpers.find_images(helpers.get_data(absent))) == 24

@@ -51,16 +51,16 @@ def names(folder: Path) -> list[str]:
     ],
 )
 def test_a_failed_download_leaves_nothing(
-    server, tmp_path, cache, capsys, behaviour, tries, error, message
+    server, absent, cache, capsys, behaviour, tries, error, message
 ):
     server.behaviours = [behaviour]
     started = time.monotonic()
     with pytest.raises(error, match=message.format(download.ARCHIVE_URL)):
-        helpers.get_data(tmp_path / "faces")
+        helpers.get_data(absent)
     assert time.monotonic() - started < tries * download.DOWNLOAD_TIMEOUT + 5
     assert server.asked == [behaviour] * tries
     assert capsys.readouterr().out.count("trying again") == tries - 1
-    assert not (tmp_path / "faces").exists()
+    assert not absent.exists()
     assert_nothing_left(cache)
 
 
@@ -71,19 +71,64 @@ def test_a_server_that_stalls_is_left_within_a_minute():
 
 
 @pytest.mark.parametrize("first", [["breaks off"], ["503", "stalls"]])
-def test_a_download_that_breaks_off_is_tried_again(server, tmp_path, cache, capsys, first):
+def test_a_download_that_breaks_off_is_tried_again(server, absent, cache, capsys, first):
     server.behaviours = [*first, "whole"]
-    assert len(helpers.find_images(helpers.get_data(tmp_path / "faces"))) == 40
+    assert len(helpers.find_images(helpers.get_data(absent))) == 40
     lines = capsys.readouterr().out.splitlines()
     assert sum("broke off" in line and "trying again" in line for line in lines) == len(first)
     assert names(cache) == ["archive.zip"]
     assert (cache / "archive.zip").read_bytes() == server.content
 
 
-def test_a_damaged_archive_in_the_cache_is_downloaded_again(server, tmp_path, cache):
+def test_a_download_goes_on_where_it_broke_off(server, absent):
+    server.behaviours = ["breaks off", "gives the rest"]
+    assert len(helpers.find_images(helpers.get_data(absent))) == 40
+    n = len(server.content)
+    assert server.sent == [n - n // 2]
+
+
+def test_a_rest_of_another_file_is_not_taken(server, absent, cache):
+    server.behaviours = ["breaks off", "gives the rest"]
+    server.content = server.content[:-1] + b"?"
+    with pytest.raises(ValueError, match="is not the file expected"):
+        helpers.get_data(absent)
+    assert_nothing_left(cache)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "message"),
+    [
+        ("drips", r"failed: only \d bytes came within a minute. Run the cell again"),
+        ("never ends", "failed: it has more than 300,000 bytes. Run the cell again"),
+        ("whole", "failed: it has more than 1,000 bytes. Run the cell again"),
+    ],
+)
+def test_a_server_that_drips_or_never_ends_is_left(
+    server, absent, cache, monkeypatch, behaviour, message
+):
+    monkeypatch.setattr(download, "DOWNLOAD_MINUTE", 0.5)
+    largest = 1000 if behaviour == "whole" else 300_000
+    monkeypatch.setattr(download, "DOWNLOAD_LARGEST", largest)
+    server.behaviours = [behaviour]
+    started = time.monotonic()
+    with pytest.raises(OSError, match=message):
+        helpers.get_data(absent)
+    assert time.monotonic() - started < 5
+    assert server.asked == [behaviour]
+    assert_nothing_left(cache)
+
+
+def test_a_server_that_drips_is_left_within_two_minutes():
+    tries = download.DOWNLOAD_TRIES * download.DOWNLOAD_TIMEOUT
+    pauses = (download.DOWNLOAD_TRIES - 1) * download.DOWNLOAD_PAUSE
+    reached = download.is_reachable.__defaults__[0]
+    assert reached + download.DOWNLOAD_MINUTE + tries + pauses < 120
+
+
+def test_a_damaged_archive_in_the_cache_is_downloaded_again(server, absent, cache):
     cache.mkdir()
     (cache / "archive.zip").write_bytes(server.content[:-1])
-    assert len(helpers.find_images(helpers.get_data(tmp_path / "faces"))) == 40
+    assert len(helpers.find_images(helpers.get_data(absent))) == 40
     assert (cache / "archive.zip").read_bytes() == server.content
 
 
@@ -126,6 +171,12 @@ def test_an_entry_outside_the_folder_is_refused(faces, tmp_path, cache, name):
         helpers.get_data(faces)
     assert not list(tmp_path.rglob("*evil*")) and not list(Path("/").glob("*evil*"))
     assert_nothing_left(cache)
+
+
+@pytest.mark.parametrize("name", ["/", "\\", "C:/"])
+def test_an_entry_without_a_name_is_skipped(faces, cache, name):
+    add(faces, b"", name=name)
+    assert len(helpers.find_images(helpers.get_data(faces))) == 40
 
 
 def test_backslashes_from_windows_become_folders(image_dir, tmp_path, cache):
@@ -377,37 +428,37 @@ def test_two_that_start_at_once_both_get_the_whole_folder(faces, cache, start):
     assert len(names(cache)) == 1
 
 
-def test_a_kill_while_the_offline_set_is_made_does_no_harm(tmp_path, cache, monkeypatch, start):
+def test_a_kill_while_the_offline_set_is_made_does_no_harm(absent, cache, monkeypatch, start):
     monkeypatch.setattr(download, "OFFLINE_FACES", 12)
     monkeypatch.setattr(download, "ARCHIVE_URL", "http://127.0.0.1:9/archive.zip")
-    first = start(tmp_path / "faces", generate_faces=freezing_faces)
+    first = start(absent, generate_faces=freezing_faces)
     wait_for(lambda: written(cache, "png") == 5)
     assert all(name.startswith(".") for name in names(cache))
     first.kill()
     assert list(cache.glob(LITTER))
-    folder = helpers.get_data(tmp_path / "faces")
+    folder = helpers.get_data(absent)
     assert len(helpers.find_images(folder)) == 12
     assert names(cache) == [folder.name]
 
 
-def test_a_kill_while_downloading_does_no_harm(server, faces, tmp_path, cache, monkeypatch, start):
+def test_a_kill_while_downloading_does_no_harm(server, faces, absent, cache, monkeypatch, start):
     add(faces, os.urandom(2**20), name="noise.txt")  # so that the first half gets to the disk
     server.content = faces.read_bytes()
     server.behaviours = ["stalls", "whole"]
     monkeypatch.setattr(download, "ARCHIVE_SHA256", hashlib.sha256(server.content).hexdigest())
-    first = start(tmp_path / "faces")
+    first = start(absent)
     wait_for(lambda: any(path.stat().st_size for path in cache.glob(f"{LITTER}/*")))
     first.kill()
     assert list(cache.glob(LITTER)) and not (cache / "archive.zip").exists()
-    assert len(helpers.find_images(helpers.get_data(tmp_path / "faces"))) == 40
+    assert len(helpers.find_images(helpers.get_data(absent))) == 40
     assert names(cache) == ["archive.zip"]
 
 
 @pytest.mark.parametrize("what", ["unpacking", "download", "offline set"])
-def test_a_full_disk_is_named_and_nothing_is_left(server, tmp_path, cache, start, what):
+def test_a_full_disk_is_named_and_nothing_is_left(server, absent, tmp_path, cache, start, what):
     """The limit of a file's size gives the same error in the same place as a full disk."""
     pytest.importorskip("resource")
-    data_dir, limit, settings = tmp_path / "faces", 300, {}
+    data_dir, limit, settings = absent, 300, {}
     if what == "unpacking":
         data_dir = tmp_path / "archive.zip"
     elif what == "download":
@@ -419,7 +470,7 @@ def test_a_full_disk_is_named_and_nothing_is_left(server, tmp_path, cache, start
     assert "disk is full" in str(error) and "free some space" in str(error)
     assert str(cache) in str(error)
     assert server.asked == (["whole"] if what == "download" else [])
-    assert not (tmp_path / "faces").exists()
+    assert not absent.exists()
     assert_nothing_left(cache)
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import helpers
 from faces.files import HERE, NOTEBOOK
@@ -51,6 +53,18 @@ def test_parts_are_small(path):
             assert node.end_lineno - node.lineno < 150, node.name
 
 
+def test_the_saved_runs_versions_are_among_those_allowed():
+    lines = {}
+    for name in ("requirements", "constraints"):
+        text = (HERE / f"{name}.txt").read_text(encoding="utf-8")
+        found = [Requirement(part) for line in text.splitlines() if (part := line.split("#")[0])]
+        lines[name] = {canonicalize_name(r.name): r.specifier for r in found}
+    pins = {name: str(specifier) for name, specifier in lines["constraints"].items()}
+    assert all(pin.startswith("==") for pin in pins.values())
+    for name, allowed in lines["requirements"].items():
+        assert pins[name].removeprefix("==") in allowed, name
+
+
 def test_helpers_is_a_face():
     text = (HERE / "helpers.py").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 100
@@ -61,15 +75,16 @@ def test_helpers_is_a_face():
     assert all(f"``{path.stem}``" in helpers.__doc__ for path in MODULES if path.stem[0] != "_")
 
 
-def test_importing_helpers_prints_nothing_and_silences_nothing():
+def test_importing_helpers_prints_nothing_silences_nothing_and_leaves_torchmetrics():
     environment = os.environ | {"RANK": "1", "PYTHONPATH": str(HERE)}
-    command = [sys.executable, "-c", "import helpers; print('heard')"]
+    code = "import sys, helpers; assert 'torchmetrics' not in sys.modules; print('heard')"
+    command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("heard\n", "")
 
 
 def test_of_several_processes_the_first_one_prints():
-    code = "import helpers; helpers.Processes(); print('heard')"
+    code = "from faces.processes import Processes; Processes(); print('heard')"
     for rank, printed in (("0", "heard\n"), ("1", "")):
         environment = os.environ | {"RANK": rank, "PYTHONPATH": str(HERE)}
         command = [sys.executable, "-c", code]

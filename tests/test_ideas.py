@@ -1,15 +1,21 @@
 """The ideas for improvement: files that change the lesson, which knows of none of them."""
 
+import copy
+import os
 import types
 
 import numpy as np
 import pytest
 import torch
-from small_training import prepare, train
+import torch.distributed as dist
+from small_training import in_child, prepare, train
 from torch import nn
+from torch.utils.data import DataLoader
 
 import helpers
 from faces import ideas
+from faces.files import HERE
+from faces.processes import SyncBatchNorm2d
 
 NAMES = sorted(path.stem for path in ideas.IDEAS.glob("*.py"))
 
@@ -38,6 +44,7 @@ def test_each_idea_changes_the_training(tmp_path, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_idea_says_what_it_is_on_a_page(name):
+    assert f"`{name}`" in (HERE / "README.md").read_text(encoding="utf-8")
     path = ideas.find_idea(name)
     title = file_of(name).__doc__.splitlines()[0]
     assert ": " in title and title.endswith(".") and title[0].isupper()
@@ -54,6 +61,9 @@ def test_ideas_are_taken_back_before_others_are_applied(lesson):
         wanted = {expected[part] for part in parts if part in expected}
         wanted |= {"real_loss", "fake_loss"} if chosen == "least_squares" else set()
         assert changed == wanted
+    assert "celeba_train_loader" not in vars(lesson)
+    helpers.apply_idea("keep_last_batch", lesson)  # nothing to change where faces are only drawn
+    assert "celeba_train_loader" not in vars(lesson)
     helpers.apply_idea("flips", lesson)
     lesson.scale = again = lambda x: x  # its cell was changed and run again
     helpers.apply_idea("", lesson)
@@ -76,6 +86,12 @@ def test_an_idea_of_ones_own_is_found_by_its_path(lesson, tmp_path, capsys):
     assert plain == before | {"idea": ""}
 
 
+def test_a_run_notes_the_code_of_the_ideas_that_its_idea_is_made_of(lesson):
+    settings = helpers.apply_idea("relativistic_r1_r2", lesson)
+    files = ("r1", "relativistic", "relativistic_r1_r2")
+    assert settings.keys() == {"idea"} | {f"the code of {name}.py" for name in files}
+
+
 @pytest.mark.parametrize("idea", ["flip", "nowhere.py", "flips+flop", "../ideas/flips"])
 def test_an_idea_that_is_not_there_is_named(lesson, idea):
     with pytest.raises(ValueError, match="There is no idea '.*dropout, flips"):
@@ -92,7 +108,7 @@ def test_a_mistake_in_one_idea_leaves_the_lesson_as_it_was(lesson):
 
 def test_a_file_that_changes_nothing_is_named(lesson, tmp_path):
     (tmp_path / "mine.py").write_text("def network(D, G):\n    pass\n")
-    with pytest.raises(ValueError, match=r"mine.py must define names\(lesson\), networks\(D, G\)"):
+    with pytest.raises(ValueError, match=r"mine.py must define at least one of names\(lesson\), "):
         helpers.apply_idea(str(tmp_path / "mine.py"), lesson)
 
 
@@ -103,7 +119,10 @@ def test_a_run_does_not_go_on_with_another_idea(tmp_path):
     assert "the code of flips.py: " in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["normal_latents", "residual", "balanced", "keep_last_batch"])
+DRAWN = ["normal_latents", "residual", "balanced", "keep_last_batch", "conditional"]
+
+
+@pytest.mark.parametrize("name", [*DRAWN, "resize_convolution", "relativistic_r1_r2"])
 def test_faces_are_drawn_as_they_were_trained(tmp_path, name):
     sizes = {"z_size": 10, "g_conv_dim": 8, "image_size": 32}
     lesson = prepare(tmp_path, idea=name, settings={**sizes, "n_epochs": 1, "final_lr": 1.0})
@@ -219,7 +238,7 @@ def test_balanced_drawing_evens_the_classes_out(lesson):
     light, dark = (241, 194, 170), (70, 45, 35)
     faces = np.tile(np.array([light] * 90 + [dark] * 10, np.uint8)[:, None, None], (1, 32, 32, 1))
     dataset = helpers.ImageArray(faces)
-    lesson.celeba_train_loader = torch.utils.data.DataLoader(
+    lesson.celeba_train_loader = DataLoader(
         dataset, 10, True, drop_last=True, generator=torch.Generator(), collate_fn=dataset.collate
     )
     helpers.apply_idea("balanced", lesson)
@@ -232,6 +251,179 @@ def test_balanced_drawing_evens_the_classes_out(lesson):
 def test_the_last_batch_has_what_is_left(tmp_path):
     lesson = prepare(tmp_path, idea="keep_last_batch", n_images=44)
     assert [len(images) for images, _ in lesson.celeba_train_loader] == [8] * 5 + [4]
+
+
+def test_some_pictures_are_augmented_and_the_others_are_not():
+    augment_some = file_of("some_augmentation").augment_some
+    x = torch.rand(1000, 3, 32, 32)
+    is_changed = (augment_some(x) != x).any(dim=(1, 2, 3))
+    assert 240 < is_changed.sum() < 360  # of 1,000, 3 in 10 with a deviation of 14
+
+
+def means(x: torch.Tensor) -> torch.Tensor:
+    """A stand-in for D: the mean of each picture as its logit."""
+    return x.mean(dim=(1, 2, 3)).unsqueeze(1)
+
+
+def test_relativistic_losses_compare_pairs(lesson):
+    helpers.apply_idea("relativistic", lesson)
+    real, fake = torch.full((4, 3, 8, 8), 2.0), torch.full((4, 3, 8, 8), -1.0)
+    for shift in (0, 5):  # of both: what counts is the difference
+        d_loss = lesson.discriminator_loss(means, real + shift, fake + shift)
+        g_loss = lesson.generator_loss(means, real + shift, fake + shift)
+        assert d_loss.item() == pytest.approx(np.log1p(np.exp(-3)))
+        assert g_loss.item() == pytest.approx(np.log1p(np.exp(3)))
+    assert helpers.loss_range(lesson.discriminator_loss) == pytest.approx((0, np.log(2)), abs=1e-3)
+
+
+def test_hinge_losses_leave_sure_answers_alone(lesson):
+    helpers.apply_idea("hinge", lesson)
+    real, fake = torch.full((4, 3, 8, 8), 0.25), torch.full((4, 3, 8, 8), -3.0)
+    fake.requires_grad_()
+    d_loss = lesson.discriminator_loss(means, real, fake)
+    assert d_loss.item() == 0.75
+    (gradient,) = torch.autograd.grad(d_loss, fake)
+    assert (gradient == 0).all()
+    assert lesson.generator_loss(means, real, fake).item() == 3
+
+
+@pytest.mark.parametrize(("name", "n_slopes"), [("r1", 1), ("relativistic_r1_r2", 2)])
+def test_penalties_are_the_squared_slopes(lesson, name, n_slopes):
+    def D(x: torch.Tensor) -> torch.Tensor:
+        return (slope * x).sum(dim=(1, 2, 3)).unsqueeze(1)
+
+    real, fake = torch.rand(2, 4, 3, 8, 8)
+    helpers.apply_idea("relativistic" if n_slopes == 2 else "", lesson)
+    slope = torch.rand(3, 8, 8)
+    plain = lesson.discriminator_loss(D, real, fake).item()
+    helpers.apply_idea(name, lesson)
+    slope.requires_grad_()
+    loss = lesson.discriminator_loss(D, real, fake)
+    assert loss.item() - plain == pytest.approx(n_slopes * 0.025 * slope.square().sum().item())
+    (gradient,) = torch.autograd.grad(loss, slope)  # the penalty's is n_slopes * 0.05 * slope
+    assert (gradient * slope).sum() > 0
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_penalties_have_the_same_gradients_on_the_fast_path(lesson, precision):
+    D, _ = lesson.build_network(16, 8, 10)
+    torch.nn.init.normal_(D.fc.weight)
+    fast = copy.deepcopy(D)
+    speed = helpers.Speed(torch.device("cpu"), True)
+    speed.precision = precision
+    speed.up(fast)
+    images = torch.rand(32, 3, 32, 32)
+    for network in (D, fast):
+        file_of("r1").squared_slope(network, images).backward()
+    n_sloped = 0
+    for (name, expected), found in zip(D.named_parameters(), fast.parameters(), strict=True):
+        if expected.grad is None or not expected.grad.any():  # a shift of answers has no slope
+            assert name.endswith("bias") and (found.grad is None or not found.grad.any())
+        else:
+            error = (found.grad - expected.grad).norm() / expected.grad.norm()
+            assert error < (1e-4 if precision == "float32" else 0.1), (name, error)
+            n_sloped += 1
+    assert n_sloped >= 8  # all weights of convolutions, batch norm and the last layer
+
+
+def test_penalties_have_the_same_gradients_in_two_processes(tmp_path):
+    networks = [nn.Conv2d(3, 4, 4, 2, 1), nn.BatchNorm2d(4), nn.LeakyReLU(), nn.Flatten()]
+    D = nn.Sequential(*networks, nn.Linear(64, 1)).double()
+    images = torch.rand(8, 3, 8, 8, dtype=torch.float64)
+    squared_slope = file_of("r1").squared_slope
+
+    def gradient(images: torch.Tensor) -> torch.Tensor:
+        weights = [D[0].weight, D[1].weight]
+        slopes = torch.autograd.grad(squared_slope(D, images), weights)
+        return torch.cat([slope.flatten() for slope in slopes])
+
+    expected = gradient(images)
+
+    def work(rank: int) -> None:
+        place = f"file://{tmp_path / 'meeting'}"
+        dist.init_process_group("gloo", place, rank=rank, world_size=2)
+        D[1].__class__ = SyncBatchNorm2d
+        own = gradient(images[rank::2])
+        dist.all_reduce(own)
+        torch.save(own / 2, tmp_path / f"{rank}.pt")
+
+    other = os.fork()
+    if not other:
+        work(1)
+        os._exit(0)
+    assert in_child(lambda: work(0)) == 0
+    os.waitpid(other, 0)
+    assert torch.allclose(torch.load(tmp_path / "0.pt", weights_only=True), expected)
+
+
+def test_relativistic_r1_r2_has_no_batch_norm_in_d(lesson):
+    helpers.apply_idea("relativistic_r1_r2", lesson)
+    D, G = lesson.build_network(16, 8, 10)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in D.modules())
+    assert any(isinstance(m, nn.BatchNorm2d) for m in G.modules())
+    x = torch.randn(64, 3, 32, 32)
+    for block in (D.conv1, D.conv2, D.conv3, D.conv4):
+        x = block(x)
+        assert 0.5 < x.square().mean().sqrt() < 2
+
+
+def test_d_is_told_how_much_a_batch_differs(lesson):
+    helpers.apply_idea("minibatch_standard_deviation", lesson)
+    D, _ = lesson.build_network(8, 8, 10)
+    seen = []
+    D.fc.register_forward_pre_hook(lambda fc, inputs: seen.append(inputs[0][:, -1]))
+    x = torch.rand(16, 3, 32, 32)
+    for pictures in (x, x * 2, x[:1].expand(16, -1, -1, -1)):
+        assert D(pictures).shape == (16, 1)
+    spread, twice, none = (values.unique().item() for values in seen)
+    assert twice == pytest.approx(2 * spread, rel=0.01) and spread > 100 * none
+    x.requires_grad_()
+    seen.clear()
+    D(x)
+    assert torch.autograd.grad(seen[0].sum(), x)[0].any()  # G can learn from it
+
+
+def test_resize_convolution_reaches_all_pixels_alike(lesson):
+    def patterns(G: nn.Module) -> float:
+        for layer in G.modules():
+            if hasattr(layer, "weight") and layer.weight.ndim == 4:
+                nn.init.constant_(layer.weight, 0.01)
+        inside = G.deconv1[0](torch.ones(1, 64, 4, 4))[0, 0, 2:-2, 2:-2]
+        return (inside.max() - inside.min()).item()
+
+    helpers.apply_idea("resize_convolution", lesson)
+    _, G = lesson.build_network(8, 8, 10)
+    assert not any(isinstance(m, nn.ConvTranspose2d) for m in G.modules())
+    assert [n for n, _ in G.named_parameters() if n.startswith("deconv4")] == [
+        "deconv4.weight",
+        "deconv4.bias",
+    ]
+    assert G(torch.rand(2, 10)).shape == (2, 3, 32, 32) and patterns(G) == 0
+
+
+def test_both_networks_are_told_how_light_a_face_is(tmp_path):
+    lesson = prepare(tmp_path, n_images=40)
+    light, dark, blue = (241, 194, 170), (70, 45, 35), (0, 0, 255)  # blue has no angle
+    faces = np.array([light] * 10 + [dark] * 20 + [blue] * 2, np.uint8)
+    faces = np.tile(faces[:, None, None], (1, 32, 32, 1))
+    lesson.celeba_train_loader.dataset.images, plain = faces, lesson.celeba_train_loader
+    lesson.celeba_train_loader = DataLoader(
+        helpers.ImageArray(faces), 32, collate_fn=plain.collate_fn
+    )
+    helpers.apply_idea("conditional", lesson)
+    ((images, _),) = lesson.celeba_train_loader
+    assert images.shape == (32, 4, 32, 32)
+    ranks = images[:, 3].flatten(1).unique(dim=1).squeeze() * 255 / 256
+    assert (ranks[10:30].max() < 20 / 32 <= ranks[:10].min()) and ranks[30:].min() >= 30 / 32
+    D, G = lesson.build_network(8, 8, 10)
+    seen = []
+    D.conv1.register_forward_pre_hook(lambda block, inputs: seen.append(inputs[0]))
+    z = lesson.sample_z(32)
+    D(lesson.scale(images)), D(G(z)), D(lesson.scale(images[:, :3]))
+    asked = seen[1][:, 3, 0, 0]
+    assert torch.equal(asked, z[:, 0]) and seen[1].shape == (32, 4, 32, 32)
+    assert torch.allclose(seen[0], seen[2], atol=0.01)
+    assert G.eval()(z).shape == (32, 3, 32, 32)
 
 
 # ----------------------------------------------------------------------------- the lesson's recipe

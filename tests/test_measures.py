@@ -6,6 +6,7 @@ import torch
 import torchmetrics.image.fid
 from conftest import blobs
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import helpers
 from faces import download, inception, measures
@@ -132,6 +133,54 @@ def test_the_judge_takes_the_mean_over_sets(real):
     assert measured["swd"] == pytest.approx(np.mean([list(d.values()) for d in distances]))
     assert measured["diversity"] == pytest.approx(np.mean([helpers.diversity(p) for p in sets]))
     assert measured["nearest"] == pytest.approx(np.mean(nearest)) and nearest[0] != nearest[1]
+
+
+def test_the_floor_is_compared_with_the_same_held_out_pictures(real):
+    judge = helpers.Judge(real[:100], real[100:140])
+    judge.size = 20  # so that there are more held-out pictures than in one set, as on real data
+    first, second = np.split(judge._held_out, 2)
+
+    def measured(judge: helpers.Judge, *others: np.ndarray) -> list[float]:
+        sets = zip(np.split(real[judge._chosen], 5), others, strict=True)
+        return [np.mean(list(helpers.sliced_wasserstein(*pair).values())) for pair in sets]
+
+    one, several = (
+        measured(judge, *[first] * 5),
+        measured(judge, first, second, first, second, first),
+    )
+    assert judge.floor_of(20)["swd"] == pytest.approx(np.mean(one))
+    assert judge.floor_of(50)["swd"] == pytest.approx(np.mean(several)) != np.mean(one)
+    judge = helpers.Judge(real[:100], first)
+    assert judge.size == 20 and judge.floor == judge.floor_of(20) == judge.floor_of(100)
+    values = measured(judge, *[judge._held_out] * 5)
+    assert judge.floor["swd"] == pytest.approx(np.mean(values))
+    assert judge.noise["swd"] == pytest.approx(np.std(values, ddof=1))
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda images, device: helpers.sliced_wasserstein(images, images, device=device),
+        lambda images, device: helpers.diversity(images, device),
+        lambda images, device: helpers.nearest_images(images, images, np.arange(8), device),
+    ],
+    ids=["sliced_wasserstein", "diversity", "nearest_images"],
+)
+def test_measures_are_computed_on_the_device(measure):
+    """On a pretended CUDA device: its tensors have no values, and none may meet one of the CPU."""
+    images = blobs(8, 32, 32, seed=0)
+    with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(RuntimeError) as ended:
+        measure(images, "cuda")
+    read = isinstance(ended.value, DataDependentOutputException)  # all went well up to the result
+    assert read or ".numpy() is not supported" in str(ended.value)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_the_judge_says_the_same_on_a_gpu(real):
+    judge, on_gpu = (helpers.Judge(real[:400], real[400:600], d) for d in ("cpu", "cuda"))
+    assert on_gpu.floor == pytest.approx(judge.floor, rel=1e-3)
+    faces = to_faces(real[600:800])
+    assert judge(faces.cuda()) == pytest.approx(judge(faces), rel=1e-3)
 
 
 # -------------------------------------------------------------------------------- lightness

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbconvert
 import nbformat
 import numpy as np
 import papermill
@@ -241,9 +242,8 @@ def test_a_run_says_what_it_does(executed):
     assert "images/s" in line and "100%" in line and "left" in line
 
 
-def run_script(executed: Path, name: str, *command: str) -> tuple[str, np.ndarray]:
+def run_script(executed: Path, name: str, source: str, *command: str) -> tuple[str, np.ndarray]:
     """Run the exported script in float64; return what it printed, and its losses (n, 2)."""
-    source = (executed / "executed.py").read_text(encoding="utf-8")
     changes = {
         r'^output_dir = ".*out"': f"output_dir = {name!r}",
         r"^fast = True": "fast = False",
@@ -276,27 +276,20 @@ def run_script(executed: Path, name: str, *command: str) -> tuple[str, np.ndarra
 
 
 def test_the_exported_script_runs_in_one_process_and_in_two(executed):
-    subprocess.run(
-        [sys.executable, "-m", "jupyter", "nbconvert", "--to", "script", "executed.ipynb"],
-        cwd=executed,
-        check=True,
-        capture_output=True,
-    )
-    printed, losses = run_script(executed, "one", sys.executable)
+    source, _ = nbconvert.ScriptExporter().from_filename(executed / "executed.ipynb")
+    printed, losses = run_script(executed, "one", source, sys.executable)
     assert len(losses) == 21 and "Epoch [    7/    7] | d_loss: " in printed
     assert printed.count("Tests Passed") >= 10
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    printed, shared_losses = run_script(executed, "two", *torchrun)
+    printed, shared_losses = run_script(executed, "two", source, *torchrun)
     assert printed.count("Epoch [    7/    7] | d_loss: ") == 1  # the first process alone prints
     assert np.abs(losses - shared_losses)[:20].max() < 1e-6
     files_written = [{p.name for p in (executed / n).glob("[!.]*")} for n in ("one", "two")]
     assert files_written[0] == files_written[1] and "interpolation.png" in files_written[0]
     # What two wrote, one can read; nothing but the training is run for it.
-    script = executed / "executed.py"
-    source = script.read_text(encoding="utf-8").split("## Training loss")[0]
-    source = re.sub(r"^( *)tests\.test_.*", r"\1pass", source, flags=re.MULTILINE)
-    script.write_text(source, encoding="utf-8")
-    printed, resumed_losses = run_script(executed, "two", sys.executable)
+    training = source.split("## Training loss")[0]
+    training = re.sub(r"^( *)tests\.test_.*", r"\1pass", training, flags=re.MULTILINE)
+    printed, resumed_losses = run_script(executed, "two", training, sys.executable)
     assert "nothing is left to train" in printed
     assert (resumed_losses == shared_losses).all()
 
@@ -308,12 +301,27 @@ def test_the_exported_script_runs_in_one_process_and_in_two(executed):
         ({"preset": "fast"}, "preset is 'fast'"),
         ({"output_dir": "/dev/null/out"}, "set output_dir to a place"),
         ({"data_dir": "nowhere.zip"}, "nowhere.zip"),
-        ({"idea": "flop"}, "There is no idea 'flop'"),
     ],
 )
-def test_a_wrong_setting_is_named_before_training(tmp_path, settings, message):
-    parameters = TINY | dict(output_dir=str(tmp_path / "out")) | settings
-    with pytest.raises(papermill.PapermillExecutionError, match=message):
+def test_a_wrong_setting_is_named_before_the_data_are_read(tmp_path, settings, message):
+    tags = [cell.metadata.get("tags", []) for cell in CODE]
+    first, *others = CODE[tags.index(["parameters"]) : tags.index(["real-photos"])]
+    lesson = helpers.load_definitions()
+    exec(first.source, vars(lesson))
+    vars(lesson).update(TINY | dict(output_dir=str(tmp_path / "out")) | settings)
+    with pytest.raises((OSError, ValueError), match=message):
+        for cell in others:
+            exec(cell.source, vars(lesson))
+
+
+def test_a_wrong_setting_ends_a_run_before_training(executed, tmp_path):
+    places = dict(data_dir=str(executed / "images"), output_dir=str(tmp_path / "out"))
+    with pytest.raises(papermill.PapermillExecutionError, match="There is no idea 'flop'"):
         papermill.execute_notebook(
-            files.NOTEBOOK, None, parameters=parameters, cwd=files.HERE, progress_bar=False
+            files.NOTEBOOK,
+            None,
+            parameters=TINY | places | {"idea": "flop"},
+            cwd=files.HERE,
+            progress_bar=False,
         )
+    assert list((tmp_path / "out").iterdir()) == []

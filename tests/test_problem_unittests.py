@@ -42,8 +42,8 @@ def failure(point: str, namespace: dict) -> str:
         test(*(namespace[name] for name in names))
     except AssertionError as error:
         assert error.__suppress_context__ or error.__context__ is None  # no chained traceback
-        return str(error)
-    return ""
+        assert rubric._outcomes[-1][1:] == ("FAILED", str(error))
+    return rubric._outcomes[-1][2]
 
 
 def edited(wrong: Wrong) -> tuple[str, str]:
@@ -68,6 +68,7 @@ def test_right_answers_pass_all_tests(style):
 def test_wrong_answers_are_rejected_by_name(wrong):
     message = failure(wrong.test, execute(*edited(wrong)))
     assert wrong.message in message
+    assert rubric._outcomes[-1] == (f"test_{wrong.test}", wrong.outcome, message)
     assert len(message) < 500 and "\n" not in message and "tensor(" not in message
     assert not re.search(r"(?<!\.)\.\.(?!\.)|\.{4}", message)
 
@@ -85,6 +86,41 @@ def test_no_false_alarm_for_other_seeds(style, seed, monkeypatch):
     monkeypatch.setattr(rubric, "_fixed_randomness", lambda: fixed(seed))
     namespace = execute(CLASSIC, STYLES[style])
     assert {point: failure(point, namespace) for point in POINTS} == dict.fromkeys(POINTS, "")
+
+
+def test_a_sigmoid_is_neither_right_nor_wrong_before_the_losses_are_known():
+    source = CLASSIC[: CLASSIC.index("class Generator")]
+    namespace = execute(source.replace("x = self.fc(x)", "x = self.fc(x).sigmoid()"))
+    assert "right with nn.BCELoss, wrong with nn.BCEWith" in failure("discriminator", namespace)
+    assert rubric._outcomes[-1][1] == "ADVICE"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("point", "old", "new", "why"),
+    [
+        ("train", "    samples = []\n", "    samples = []\n    D.to('cuda')\n", "it needs a GPU"),
+        ("real_loss", "torch.ones(D_out.size(0))", "torch.ones(9, device='cuda')", "needs a GPU"),
+        (
+            "discriminator",
+            "        self.fc = ",
+            "        self.to('cuda')\n        self.fc = ",
+            "GPU",
+        ),
+        (
+            "train",
+            "    samples = []\n",
+            "    samples = np.load('moments.npy')\n",
+            "something is missing: [Errno 2] No such file or directory: 'moments.npy'.",
+        ),
+        ("scale", "min, max = feature_range\n", "import no_such_module\n", "no_such_module"),
+    ],
+)
+def test_what_this_machine_lacks_is_not_testable_here(point, old, new, why, capsys):
+    assert CLASSIC.count(old) == 1
+    assert why in failure(point, execute(CLASSIC.replace(old, new)))
+    assert rubric._outcomes[-1][1] == "NOT TESTABLE HERE"
+    assert capsys.readouterr().out.startswith("NOT TESTABLE HERE: ")
 
 
 # ------------------------------------------------------------------------------ side effects
@@ -188,7 +224,7 @@ def test_functions_that_return_none_fail_with_a_sentence():
         "discriminator": "Discriminator: the code stopped with TypeError",
         "generator": "Generator: it has no layers with weights",
         "weights_init_normal": "the weights of Conv2d are left as they were",
-        "build_network": "build_network must return both networks. Expected (D, G), got None",
+        "build_network": "build_network must return both networks (D, G), not None",
         "real_loss": "the loss must be a tensor. Expected a tensor, got None",
         "fake_loss": "the loss must be a tensor. Expected a tensor, got None",
         "optimizers": "d_optimizer is not an optimizer",

@@ -6,16 +6,15 @@ import pickle
 import signal
 import subprocess
 import sys
-import types
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from small_training import prepare, train
+from small_training import SignalLoader, prepare, prepare_fast, train
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -47,31 +46,6 @@ def assert_same_run(folder: Path, whole: Path) -> None:
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-class SignalLoader(DataLoader):
-    """Sends this process a signal just before one of its batches is handed out."""
-
-    at, number, n_batches = -1, signal.SIGINT, 0
-
-    @classmethod
-    def like(cls, loader: DataLoader) -> "SignalLoader":
-        """Hands out what another loader does."""
-        return cls(
-            loader.dataset,
-            loader.batch_size,
-            sampler=loader.sampler,
-            drop_last=True,
-            generator=loader.generator,
-            collate_fn=loader.collate_fn,
-        )
-
-    def __iter__(self):
-        for batch in super().__iter__():
-            if self.n_batches == self.at:
-                os.kill(os.getpid(), self.number)
-            self.n_batches += 1
-            yield batch
-
-
 # ------------------------------------------------------------------------------------------ speed
 
 
@@ -100,13 +74,6 @@ def test_sped_up_networks_compute_the_same(image_size):
     assert difference.norm() < 1e-3 * plain[1].gradient.norm()
 
 
-def prepare_fast(folder: Path, precision: str, **options: Any) -> types.ModuleType:
-    """A lesson with the fast step in a precision, whatever this machine would choose."""
-    choose = "bfloat16" if precision == "bfloat16" else "float32"
-    with mock.patch("faces.speed.bfloat16_pays", lambda device: choose == "bfloat16"):
-        return prepare(folder, fast=True, **options)
-
-
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-3), ("bfloat16", 0.1)])
 def test_the_fast_step_and_the_plain_one_agree(tmp_path, precision, tolerance):
     plain = train(prepare(tmp_path / "plain"))
@@ -130,15 +97,6 @@ def test_bfloat16_is_for_training_only(tmp_path):
     assert not torch.equal(average.eval()(z), lesson.G.eval()(z))  # a copy has its own weights
     assert isinstance(lesson.G, lesson.Generator)
     assert list(average.state_dict()) == list(lesson.Generator(10, 8).state_dict())
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-2), ("bfloat16", 0.1)])
-def test_the_recorded_step_and_the_plain_one_agree(tmp_path, precision, tolerance):
-    device = torch.device("cuda", 0)
-    plain = train(prepare(tmp_path / "plain", device, n_images=44))
-    fast = train(prepare_fast(tmp_path / "fast", precision, device=device, n_images=44))
-    assert np.abs(np.array(plain) - np.array(fast)).max() < tolerance
 
 
 def test_the_rubric_test_of_train_watches_a_plain_step(tmp_path):
@@ -199,13 +157,15 @@ def test_memory_does_not_grow_with_the_data(tmp_path):
 import resource, sys
 import numpy as np
 sys.path.insert(0, sys.argv[1])
-import helpers
-from torch.utils.data import DataLoader, TensorDataset
+import helpers, torch
+from faces import arrays
+from torch.utils.data import DataLoader
 for n in (18_000, 180_000):  # 55 MB and 553 MB
     np.lib.format.open_memmap(sys.argv[2], "w+", np.uint8, (n, 32, 32, 3)).flush()
     data = helpers.ImageArray(np.load(sys.argv[2], mmap_mode="r"))
     assert n == sum(len(x) for x, _ in DataLoader(data, 128, True, collate_fn=data.collate))
     helpers.nearest_images(np.array(data.images[:2]), data.images)
+    arrays._copy_to(torch.device("meta"), data.images)  # as to a GPU, by way of the host's memory
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
     command = [sys.executable, "-c", code, HERE, tmp_path / "images.npy"]
@@ -273,6 +233,7 @@ def test_a_complete_run_is_not_trained_again_but_can_be_made_longer(tmp_path, ca
 
 def run_script(what: str, folder: Path) -> str:
     environment = {n: value for n, value in os.environ.items() if n != "PYTHONUNBUFFERED"}
+    environment |= {"CUDA_VISIBLE_DEVICES": ""}  # two processes may not share a GPU
     run = subprocess.run(
         [sys.executable, SCRIPT, what, folder], env=environment, capture_output=True, text=True
     )
@@ -326,8 +287,8 @@ def test_results_lost_between_checkpoint_and_pictures_are_written_again(tmp_path
         (tmp_path / "run" / name).unlink()
     train(prepare(tmp_path / "run"), 2)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
-    pictures = [(tmp_path / f / "samples_epoch_002.png").read_bytes() for f in ("run", "whole")]
-    assert pictures[0] == pictures[1]
+    pictures = [plt.imread(tmp_path / f / "samples_epoch_002.png") for f in ("run", "whole")]
+    assert (pictures[0] == pictures[1]).all()
 
 
 def test_how_an_optimizer_steps_is_of_the_device_and_not_of_the_run(tmp_path):

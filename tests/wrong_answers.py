@@ -11,10 +11,12 @@ class Wrong(NamedTuple):
     new: str
     message: str  # what the failure has to say
     style: str = "classic"
+    outcome: str = "FAILED"
 
 
 G_STEP = """            g_loss.backward()
             g_optimizer.step()"""
+PROBABILITIES = "a sigmoid and BCELoss, an initialisation for layers with biases"
 FREE_STYLE = "one generator pass, moving average of G, frozen D, one-sided smoothing"
 
 WRONG_ANSWERS = [
@@ -22,7 +24,7 @@ WRONG_ANSWERS = [
     Wrong("get_dataloader", "return loader", "return", "it returns None"),
     Wrong("get_dataloader", "return loader", "return dataset", "do not come in batches"),
     Wrong("get_dataloader", "shuffle=True", "shuffle=False", "the same order"),
-    Wrong("get_dataloader", "shuffle=True", "", "Use DataLoader(..., shuffle=True)"),
+    Wrong("get_dataloader", "shuffle=True", "", "Pass shuffle=True"),
     Wrong("get_dataloader", "batch_size=batch_size", "batch_size=8", "batch_size=6 is not respect"),
     Wrong("get_dataloader", "Resize(image_size)", "Resize(32)", "wrong size for image_size=24"),
     Wrong("get_dataloader", "transforms.Resize(image_size), ", "", "images are not resized"),
@@ -37,13 +39,13 @@ WRONG_ANSWERS = [
         "get_dataloader",
         "transforms.ToTensor()",
         "transforms.PILToTensor()",
-        "Expected torch.float32, got torch.uint8",
+        "images must be float32, not torch.uint8",
     ),
     Wrong(
         "get_dataloader",
         "transforms.ToTensor()]",
         "transforms.ToTensor(), transforms.Normalize((.5,) * 3, (.5,) * 3)]",
-        "must lie in [0, 1]. Expected 0 to 1, got values from -1.00",
+        "must lie in [0, 1]: values from -1.00",
     ),
     Wrong(
         "get_dataloader",
@@ -79,7 +81,7 @@ WRONG_ANSWERS = [
         "get_dataloader",
         "ImageFolder(data_dir",
         "ImageFolder('processed_celeba_small/'",
-        "the code stopped with FileNotFoundError",
+        "data_dir is ignored: it reads processed_celeba_small/",
     ),
     Wrong(
         "get_dataloader",
@@ -89,8 +91,8 @@ WRONG_ANSWERS = [
         style="an own Dataset",
     ),
     Wrong("get_dataloader", "batch_size=batch_size", "batch_size=24", "got [24]"),
-    Wrong("get_dataloader", "return loader", "return iter(loader)", "Return the DataLoader itself"),
-    Wrong("get_dataloader", ", transforms.ToTensor()", "", "got PIL images. Add transforms.ToTen"),
+    Wrong("get_dataloader", "return loader", "return iter(loader)", "a second epoch gives nothing"),
+    Wrong("get_dataloader", ", transforms.ToTensor()", "", "images of a batch are PIL images"),
     # ------------------------------------------------------------------------------ the scale
     Wrong(
         "scale",
@@ -111,7 +113,13 @@ WRONG_ANSWERS = [
     Wrong(
         "scale", "x = x * (max - min) + min", "x.mul_(max - min).add_(min)", "it changes x in place"
     ),
-    Wrong("scale", "x * (max - min) + min", "x * 2 * max - max", "feature_range=(-3, 5) is not"),
+    Wrong(
+        "scale",
+        "x * (max - min) + min",
+        "x * 2 * max - max",
+        "feature_range=(-3, 5) is not",
+        outcome="ADVICE",
+    ),
     Wrong(
         "scale",
         "x = x * (max - min) + min",
@@ -172,7 +180,7 @@ WRONG_ANSWERS = [
         "discriminator",
         "x = self.fc(x)\n        return x",
         "x = self.fc(x)\n        return x.flip(0)",
-        "got changes in outputs [5]",
+        "a change of image 0 changes outputs [7]",
     ),
     Wrong(
         "discriminator",
@@ -268,31 +276,32 @@ WRONG_ANSWERS = [
         "discriminator",
         "x = self.fc(x)\n        return x",
         "return F.softmax(self.fc(x), dim=1)",
-        "got softmax after the last layer",
+        "Got softmax after the last layer",
     ),
     Wrong(
         "discriminator",
         "x = self.fc(x)\n        return x",
         "return F.leaky_relu(self.fc(x), 0.2)",
-        "got leaky_relu after the last layer",
+        "Got leaky_relu after the last layer",
     ),
     Wrong(
         "discriminator",
         "x = self.fc(x)\n        return x",
         "return F.dropout(self.fc(x), 0.5, self.training)",
-        "got dropout after the last layer",
+        "dropout on the logit makes D answer 0 at random",
+        outcome="ADVICE",
     ),
     Wrong(
         "discriminator",
         "x = self.fc(x)\n        return x",
         "return F.batch_norm(self.fc(x), None, None, training=True)",
-        "got batch_norm after the last",
+        "Got batch_norm after the last",
     ),
     Wrong(
         "discriminator",
         "x = self.fc(x)\n        return x",
         "return torch.sigmoid(self.fc(x)) * 10 - 5",
-        "got sigmoid after the last layer",
+        "Got sigmoid after the last layer",
     ),
     Wrong(
         "discriminator",
@@ -357,7 +366,7 @@ WRONG_ANSWERS = [
         "generator",
         "self.fc(z)",
         "self.fc(z * (torch.arange(z.size(1)) < 10))",
-        "part of z is ignored. Expected a gradient at all 20 numbers of z, got none at 10",
+        "part of z is ignored: 10 of its 20 numbers have no gradient",
     ),
     Wrong("generator", "self.fc(z)", "self.fc(z.detach())", "no gradient reaches its input"),
     Wrong(
@@ -413,19 +422,19 @@ WRONG_ANSWERS = [
         "generator",
         "nn.Linear(z_size, conv_dim * 4 * 4 * 4)",
         "nn.Linear(100, conv_dim * 4 * 4 * 4)",
-        "mat1 and mat2 shapes cannot be multiplied",
+        "z_size is ignored: the first layer of Generator(20, 16) takes 100 numbers instead of 20",
     ),
     Wrong(
         "generator",
         "F.relu(self.bn1(self.t_conv1(x)))\n        x = F.relu(self.bn2(",
         "self.bn1(self.t_conv1(x))\n        x = (self.bn2(",
-        "it is linear",
+        "there is no activation between two of its convolutions",
     ),
     Wrong(
         "generator",
         "F.relu(self.bn2(self.t_conv2(x)))",
         "F.dropout(F.relu(self.bn2(self.t_conv2(x))), 0.5)",
-        "in eval mode the same latents give other images",
+        "dropout stays on in eval mode",
     ),
     # ---------------------------------------------------------------------------- weight init
     Wrong(
@@ -436,7 +445,7 @@ WRONG_ANSWERS = [
     ),
     Wrong("weights_init_normal", "0.0, 0.02)", "0.0, 0.2)", "standard deviation 0.20"),
     Wrong("weights_init_normal", "0.0, 0.02)", "0.0, 0.0004)", "standard deviation 0.0004"),
-    Wrong("weights_init_normal", "0.0, 0.02)", "0.0, 0.021)", "standard deviation 0.0210"),
+    Wrong("weights_init_normal", "0.0, 0.02)", "0.0, 0.021)", "standard deviation 0.021"),
     Wrong("weights_init_normal", "0.0, 0.02)", "0.02, 0.02)", "mean 0.020"),
     Wrong("weights_init_normal", "0.0, 0.02)", "1.0, 0.02)", "mean 1.000"),
     Wrong(
@@ -509,10 +518,13 @@ WRONG_ANSWERS = [
         "weights_init_normal",
         "if classname.find('Conv')",
         "if classname.find('Batch') != -1 or classname.find('Conv')",
-        "BatchNorm2d is drawn from the wrong distribution",
+        "BatchNorm2d is drawn from N(0, 0.02), so that its outputs are almost 0 at first",
+        outcome="ADVICE",
     ),
     # -------------------------------------------------------------------------- build_network
-    Wrong("build_network", "print(G)\n    return D, G", "print(G)", "Expected (D, G), got None"),
+    Wrong(
+        "build_network", "print(G)\n    return D, G", "print(G)", "both networks (D, G), not None"
+    ),
     Wrong("build_network", "print(G)\n    return D, G", "return G, D", "Return D, G in this order"),
     Wrong("build_network", "print(G)\n    return D, G", "return D, D", "networks do not fit"),
     Wrong("build_network", "    G.apply(weights_init_normal)\n", "", "fc of G has the wrong"),
@@ -629,7 +641,7 @@ WRONG_ANSWERS = [
         "fake_loss",
         "torch.sigmoid(D_out), torch.zeros",
         "D_out, torch.zeros",
-        "the code stopped with RuntimeError: all elements of input should be between 0 and 1",
+        "BCELoss is given logits. Use BCEWithLogitsLoss",
         style="BCELoss on a sigmoid inside the losses",
     ),
     Wrong(
@@ -669,14 +681,19 @@ WRONG_ANSWERS = [
         "optimizers",
         "lr, beta1, beta2 = 0.0002,",
         "lr, beta1, beta2 = 0.2,",
-        "learning rate of d_optimizer is out of range",
+        "d_optimizer's learning rate 0.2 is out of range",
     ),
-    Wrong("optimizers", "lr, beta1, beta2 = 0.0002,", "lr, beta1, beta2 = 0.0,", "got 0.0"),
+    Wrong(
+        "optimizers",
+        "lr, beta1, beta2 = 0.0002,",
+        "lr, beta1, beta2 = 0.0,",
+        "learning rate 0.0 is",
+    ),
     Wrong(
         "optimizers",
         "optim.Adam(D.parameters(), lr, [beta1, beta2])",
         "optim.Adam(D.parameters(), lr, [beta2, beta1])",
-        "betas of d_optimizer are swapped",
+        "d_optimizer's betas are swapped",
     ),
     Wrong(
         "optimizers",
@@ -689,9 +706,9 @@ WRONG_ANSWERS = [
         "train",
         "real_images = scale(real_images)",
         "pass",
-        "do not reach D in [-1, 1]. Expected values from -1 to 1, got values from 0.0",
+        "real images do not reach D in [-1, 1]: values from 0.0",
     ),
-    Wrong("train", "scale(real_images)", "scale(scale(real_images))", "got values from -"),
+    Wrong("train", "scale(real_images)", "scale(scale(real_images))", "[-1, 1]: values from -2"),
     Wrong(
         "train",
         "            d_optimizer.zero_grad()\n",
@@ -728,7 +745,7 @@ WRONG_ANSWERS = [
         "batch_size = real_images.size(0)\n            real_images = scale(real_images)",
         "if batch_i == 0:\n                first = real_images\n            "
         "batch_size = first.size(0)\n            real_images = scale(first)",
-        "it does not train on all images. Expected D to see each of the 48 images",
+        "it does not train on all images: D sees 8 of the 32 images",
     ),
     Wrong(
         "train",
@@ -747,10 +764,10 @@ WRONG_ANSWERS = [
         "train",
         "losses.append((d_loss.item(), g_loss.item()))",
         "losses.append((d_real_loss.item(), d_fake_loss.item()))",
-        "the second loss of each pair is a part of D's",
+        "the second loss of each pair is D's or a part of it",
     ),
     Wrong(
-        "train", "for epoch in range(n_epochs):", "epoch = 0\n    while True:", "got at least 48"
+        "train", "for epoch in range(n_epochs):", "epoch = 0\n    while True:", "got at least 64"
     ),
     Wrong("train", "d_optimizer.step()", "pass", "D is never updated"),
     Wrong("train", "g_optimizer.step()", "pass", "G is never updated"),
@@ -772,7 +789,7 @@ WRONG_ANSWERS = [
         "train",
         "g_loss = real_loss(D(fake_images))",
         "g_loss = fake_loss(D(fake_images))",
-        "G's loss pushes D's answer on generated images down. Expected flipped labels",
+        "G's loss pushes D's answer on generated images down. Use flipped labels",
     ),
     Wrong(
         "train",
@@ -848,10 +865,10 @@ WRONG_ANSWERS = [
         "D learns to call generated images real",
     ),
     Wrong(
-        "train", G_STEP, G_STEP + "\n            break", "Expected 12 batches for n_epochs=2, got 2"
+        "train", G_STEP, G_STEP + "\n            break", "Expected 16 batches for n_epochs=2, got 2"
     ),
-    Wrong("train", "for epoch in range(n_epochs):", "for epoch in range(1):", "got 6"),
-    Wrong("train", "for epoch in range(n_epochs):", "for epoch in range(10):", "got at least 48"),
+    Wrong("train", "for epoch in range(n_epochs):", "for epoch in range(1):", "got 8"),
+    Wrong("train", "for epoch in range(n_epochs):", "for epoch in range(10):", "got at least 64"),
     Wrong("train", "        G.eval()\n", "", "the fixed samples are not drawn in eval mode"),
     Wrong("train", "        G.train()\n", "", "G trains in eval mode"),
     Wrong(
@@ -870,7 +887,7 @@ WRONG_ANSWERS = [
         "train",
         "            fake_images = G(z)\n            g_loss",
         "            fake_images = G(torch.zeros_like(z))\n            g_loss",
-        "the latents that G trains on are all the same",
+        "the latents of G's training are all the same",
     ),
     Wrong("train", "    return losses", "    return", "it returns None"),
     Wrong(
@@ -924,5 +941,309 @@ WRONG_ANSWERS = [
         "labels = torch.cat([torch.zeros(n, 1), torch.ones(n, 1)])",
         "D learns to call real images fake",
         style="losses computed in the loop, both backward passes before both steps",
+    ),
+    # ---------------------------------------------------------------- what ran, and was not seen
+    Wrong(
+        "get_dataloader",
+        "ImageFolder(data_dir",
+        "ImageFolder('data/' + data_dir",
+        "data_dir is ignored: it reads data/some_faces-7/ instead of some_faces-7",
+    ),
+    Wrong(
+        "scale",
+        "x * (max - min) + min",
+        "x",
+        "scale(0.25) must be -0.5, got 0.25",
+    ),
+    Wrong(
+        "discriminator",
+        "F.leaky_relu(self.bn2(self.conv2(x)), 0.2)",
+        "F.dropout(F.leaky_relu(self.bn2(self.conv2(x)), 0.2), 0.3)",
+        "dropout stays on in eval mode",
+    ),
+    Wrong(
+        "discriminator",
+        "x = F.leaky_relu(self.conv1(x), 0.2)",
+        "x = nn.functional.dropout2d(F.leaky_relu(self.conv1(x), 0.2), p=0.3, training=True)",
+        "dropout stays on in eval mode",
+    ),
+    Wrong(
+        "discriminator",
+        "F.leaky_relu(self.conv1(x), 0.2)",
+        "F.leaky_relu(self.conv1(x.clamp(0, 1)), 0.2)",
+        "clamp cuts the input off",
+    ),
+    Wrong(
+        "discriminator",
+        "F.leaky_relu(self.conv1(x), 0.2)",
+        "F.leaky_relu(self.conv1(torch.clip(x, -0.5, 0.5)), 0.2)",
+        "clip cuts the input off",
+    ),
+    Wrong("generator", "self.fc(z)", "self.fc(z.clamp(min=0))", "clamp cuts the input off"),
+    Wrong(
+        "generator",
+        "F.relu(self.bn1(self.t_conv1(x)))",
+        "self.bn1(self.t_conv1(x))",
+        "there is no activation between two of its convolutions",
+    ),
+    Wrong(
+        "generator",
+        "F.relu(self.bn2(self.t_conv2(x)))",
+        "F.dropout(self.bn2(self.t_conv2(x)), 0.2, self.training)",
+        "there is no activation between two of its convolutions",
+    ),
+    Wrong(
+        "generator",
+        "torch.tanh(self.t_conv3(x))",
+        "torch.tanh(torch.tanh(self.t_conv3(x)))",
+        "tanh is applied twice",
+    ),
+    Wrong(
+        "generator",
+        "torch.tanh(self.t_conv3(x))",
+        "nn.Tanh()(self.t_conv3(x)).tanh()",
+        "tanh is applied twice",
+    ),
+    Wrong(
+        "generator",
+        "F.relu(self.bn2(self.t_conv2(x)))",
+        "F.relu(self.bn2(self.t_conv2(x))) + 0.01 * torch.randn(16, 16)",
+        "noise of its own in eval mode",
+        outcome="ADVICE",
+    ),
+    Wrong(
+        "generator",
+        "self.fc(z)",
+        "self.fc(z + torch.normal(0.0, 0.1, z.shape))",
+        "noise of its own in eval mode",
+        outcome="ADVICE",
+    ),
+    Wrong(
+        "discriminator",
+        "x = self.fc(x)\n        return x",
+        "return nn.Dropout(0.3).train(self.training)(self.fc(x))",
+        "dropout on the logit makes D answer 0 at random",
+        outcome="ADVICE",
+    ),
+    Wrong(
+        "scale",
+        "x * (max - min) + min",
+        "x * 2 - 1 * max",
+        "scale(0.25, (-3, 5)) should be",
+        outcome="ADVICE",
+    ),
+    Wrong(
+        "weights_init_normal",
+        "    classname = m",
+        "    torch.manual_seed(0)\n    classname = m",
+        "a seed is set inside",
+    ),
+    Wrong(
+        "weights_init_normal",
+        "nn.init.normal_(m.weight.data, 0.0, 0.02)",
+        "g = torch.Generator().manual_seed(1)\n        "
+        "m.weight.data.normal_(0.0, 0.02, generator=g)",
+        "a seed is set inside",
+    ),
+    Wrong(
+        "weights_init_normal",
+        "classname.find('Conv') != -1 or classname.find('Linear') != -1",
+        "classname == 'Conv'",
+        "isinstance(m, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))",
+    ),
+    Wrong(
+        "weights_init_normal",
+        "nn.init.normal_(m.weight.data, 0.0, 0.02)\n",
+        "nn.init.normal_(m.weight.data, 0.0, 0.02)\n    elif 'BatchNorm' in classname:\n        "
+        "m.weight.data.normal_(0, 0.02)\n    if hasattr(m, 'bias'):\n",
+        "BatchNorm2d is drawn from N(0, 0.02)",
+        outcome="ADVICE",
+    ),
+    Wrong(
+        "build_network",
+        "nn.init.normal_(m.weight.data, 0.0, 0.02)",
+        "nn.init.normal_(m.weight.data, 0.0, 0.2)",
+        "it fails because of weights_init_normal: Conv2d has the wrong distribution of weights",
+    ),
+    Wrong(
+        "build_network",
+        "        if m.bias is not None:\n    ",
+        "",
+        "it fails because of weights_init_normal: the code stopped with AttributeError",
+    ),
+    Wrong(
+        "real_loss",
+        "return torch.mean((D_out - 1) ** 2)",
+        "return -torch.mean((D_out - 1) ** 2)",
+        "the sign of the loss is flipped",
+        style="least squares",
+    ),
+    Wrong(
+        "fake_loss",
+        "criterion(D_out.squeeze(), labels)\n    return loss\n\n\nd_conv_dim",
+        "-criterion(D_out.squeeze(), labels)\n    return loss\n\n\nd_conv_dim",
+        "the sign of the loss is flipped",
+    ),
+    Wrong(
+        "discriminator",
+        "F.binary_cross_entropy(D_out, torch.ones",
+        "F.binary_cross_entropy_with_logits(D_out, torch.ones",
+        "the output must be a logit",
+        style=PROBABILITIES,
+    ),
+    Wrong(
+        "discriminator",
+        "nn.BCELoss()(D_out.view(-1), torch.ones",
+        "nn.BCEWithLogitsLoss()(D_out.view(-1), torch.ones",
+        "the output must be a logit",
+        style="config, a compiled D with a sigmoid, a relative path, dictionaries",
+    ),
+    Wrong(
+        "train",
+        "criterion = nn.BCELoss()",
+        "criterion = nn.BCEWithLogitsLoss()",
+        "D ends in a sigmoid, and its losses apply another one",
+        style="probabilities judged in the loop, in a closure",
+    ),
+    Wrong(
+        "train",
+        "return F.binary_cross_entropy(D_out, torch.full_like(D_out, label))",
+        "return F.binary_cross_entropy_with_logits(D_out, torch.full_like(D_out, label))",
+        "D ends in a sigmoid, and its losses apply another one",
+        style="a sigmoid and one loss for both, labels swapped now and then",
+    ),
+    Wrong(
+        "optimizers",
+        "lr, beta1, beta2 = 0.0002,",
+        "lr, beta1, beta2 = 1e-8,",
+        "learning rate 1e-08 is out",
+    ),
+    Wrong(
+        "optimizers",
+        "beta1, beta2 = 0.0002, 0.5, 0.999",
+        "beta1, beta2 = 0.0002, 0.5, 0.5",
+        "beta2 of 0.5 is too small",
+    ),
+    Wrong(
+        "optimizers",
+        "beta1, beta2 = 0.0002, 0.5, 0.999",
+        "beta1, beta2 = 0.0002, 0.9, 0.999",
+        "beta1 is 0.9; GANs train more steadily with 0.5",
+        outcome="ADVICE",
+    ),
+    Wrong(
+        "optimizers",
+        "optim.Adam(G.parameters(), lr, [beta1, beta2])",
+        "optim.Adam(G.parameters(), lr)",
+        "g_optimizer's beta1 is 0.9",
+        outcome="ADVICE",
+    ),
+    Wrong(
+        "optimizers",
+        "optim.Adam(D.parameters(), lr, [beta1, beta2])",
+        "optim.SGD(D.parameters(), lr=1.0)",
+        "d_optimizer's learning rate 1.0 is out of range",
+    ),
+    Wrong(
+        "optimizers",
+        "optim.Adam(G.parameters(), lr, [beta1, beta2])",
+        "optim.Adam(G.parameters(), lr, (0.0, 0.99), weight_decay=0.5)",
+        "weight decay pulls all weights to 0",
+    ),
+    Wrong(
+        "optimizers",
+        "optim.Adam(G.parameters(), lr, [beta1, beta2])",
+        "optim.AdamW(G.parameters(), lr, (0.0, 0.99), weight_decay=0.5)",
+        "g_optimizer's weight decay pulls",
+    ),
+    Wrong(
+        "optimizers",
+        "def train(D, G, n_epochs, print_every=50):",
+        "d_optimizer, g_optimizer = g_optimizer, d_optimizer\n\n\ndef train(D, G, n_epochs):",
+        "the two optimizers are swapped",
+    ),
+    Wrong(
+        "train",
+        "    for epoch in range(n_epochs):\n",
+        "    for epoch in range(n_epochs):\n        losses = []\n",
+        "the losses of the first epoch are lost",
+    ),
+    Wrong(
+        "train",
+        "        for batch_i, (real_images, _) in enumerate(celeba_train_loader):\n",
+        "        losses.clear()\n"
+        "        for batch_i, (real_images, _) in enumerate(celeba_train_loader):\n",
+        "the losses of the first epoch are lost",
+    ),
+    Wrong(
+        "train",
+        "losses.append((d_loss.item(), g_loss.item()))",
+        "losses.append((d_loss.item(), d_loss.item()))",
+        "the second loss of each pair is D's or a part of it",
+    ),
+    Wrong(
+        "train",
+        "losses.append((d_loss.item(), g_loss.item()))",
+        "losses.append((float(g_loss), float(g_loss)))",
+        "the first loss of each pair is G's or a part of it",
+    ),
+    Wrong(
+        "train",
+        "            fake_images = G(z)\n            d_fake_loss",
+        "            fake_images = G(fixed_z[:batch_size])\n            d_fake_loss",
+        "the latents of D's generated images are all the same",
+    ),
+    Wrong(
+        "train",
+        "            fake_images = G(z)\n            d_fake_loss",
+        "            fake_images = G(torch.rand(batch_size, z_size, generator=torch.Generator("
+        ").manual_seed(1)))\n            d_fake_loss",
+        "the latents of D's generated images are all the same",
+    ),
+    Wrong(
+        "train",
+        "fixed_z = np.random.uniform(-1, 1, size=(16, z_size))",
+        "fixed_z = np.random.normal(0, 1, size=(16, z_size))",
+        "the latents of the samples come from another distribution",
+    ),
+    Wrong(
+        "train",
+        "fixed_z = torch.from_numpy(fixed_z).float()",
+        "fixed_z = torch.rand(16, z_size)",
+        "the latents of the samples come from another distribution",
+    ),
+    Wrong(
+        "train",
+        "    for epoch in range(n_epochs):\n",
+        "    for epoch in range(n_epochs):\n"
+        "        d_optimizer = optim.Adam(D.parameters(), lr, [beta1, beta2])\n"
+        "        g_optimizer = optim.Adam(G.parameters(), lr, [beta1, beta2])\n",
+        "D gets a new optimizer each epoch",
+    ),
+    Wrong(
+        "train",
+        "            # generator\n",
+        "            g_optimizer = optim.RMSprop(G.parameters(), lr)\n",
+        "G gets a new optimizer each epoch",
+    ),
+    Wrong(
+        "train",
+        "            g_optimizer.step()\n\n",
+        "            if batch_i == 0:\n                g_optimizer.step()\n\n",
+        "G is trained once an epoch: 2 steps of G for 16 of D",
+    ),
+    Wrong(
+        "train",
+        "            # generator\n",
+        "            if batch_i < len(celeba_train_loader) - 1:\n                continue\n",
+        "G is trained once an epoch: 2 steps of G for 16 of D",
+    ),
+    Wrong(
+        "train",
+        "d_fake_loss = fake_loss(D(fake_images))\n            d_loss = d_real_loss + d_fake_loss\n"
+        "            d_loss.backward()\n            d_optimizer.step()",
+        "d_fake_loss = fake_loss(D(fake_images.detach()))\n            d_loss = d_real_loss + "
+        "d_fake_loss\n            d_loss.backward()\n            g_optimizer.step()",
+        "the optimizers are swapped",
     ),
 ]

@@ -1,0 +1,230 @@
+"""Random faults in a small run: each must end in one of three ways.
+
+    python tests/random_faults.py [--faults 200] [--first 0] [--seed 0]
+
+A file of a stopped run is changed (bits flipped, cut short, zeroed, deleted, renamed), or a run
+is killed, stopped, kept from writing, or loses a file or its folder. It is then started again. That
+must give the same result as the run without a fault; or refuse with a sentence, and give it once
+that is followed. Faces must be drawn from its weights as before, or be refused with a sentence.
+"""
+
+import argparse
+import collections
+import itertools
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from small_training import SignalLoader, prepare, train
+
+import helpers
+from faces.checkpoints import CHECKPOINTS
+
+EPOCHS, STEPS = 3, 5  # of a run; steps in an epoch
+SETTINGS = {"final_lr": 1.0, "z_size": 10, "g_conv_dim": 8, "image_size": 32}
+AT_REST = ["flip", "cut", "zero", "delete", "rename"]
+AT_WORK = ["kill", "terminate", "interrupt", "full disk", "delete at work", "delete folder"]
+SENTENCE = re.compile(r"(ValueError|OSError|RuntimeError|FileNotFoundError): [^\n]*\S")
+
+
+def attempt(
+    work: Callable[[], object], log: Path, after: float | None = None, number: int = 9
+) -> tuple[int, str]:
+    """Do something in a child process, which may get a signal; return its status and output."""
+    child = os.fork()
+    if not child:
+        with open(log, "w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        try:
+            work()
+            status = 0
+        except BaseException as error:
+            print(f"\n{type(error).__name__}: {error}")
+            status = 1
+        sys.stdout.flush()
+        os._exit(status)
+    if after is not None:
+        time.sleep(after)
+        os.kill(child, number)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), log.read_text(errors="replace")
+
+
+def run(
+    folder: Path, n_epochs: int = EPOCHS, at: int = -1, act: Callable[[], object] = print
+) -> None:
+    """Train, or go on; act after one of the steps."""
+    lesson = prepare(folder, settings=dict(SETTINGS))
+    steps = itertools.count()
+    lesson.g_optimizer.register_step_post_hook(lambda *_: next(steps) == at and act())
+    train(lesson, n_epochs)
+
+
+def stop_in_an_epoch(folder: Path) -> None:
+    """Train until a signal in epoch 2."""
+    lesson = prepare(folder, settings=dict(SETTINGS))
+    lesson.celeba_train_loader = SignalLoader.like(lesson.celeba_train_loader)
+    lesson.celeba_train_loader.at = 7
+    train(lesson, EPOCHS)
+
+
+def write_without_space(folder: Path, most: int) -> None:
+    """Train while no file may become larger than that."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    run(folder)
+
+
+def change(path: Path, kind: str, chance: random.Random) -> None:
+    """Do something to a file."""
+    content = bytearray(path.read_bytes())
+    place = chance.randrange(len(content))
+    if kind == "flip":
+        content[place] ^= 1 << chance.randrange(8)
+    elif kind == "cut":
+        del content[place:]
+    elif kind == "zero":
+        content[place : place + 64] = bytes(len(content[place : place + 64]))
+    path.write_bytes(content)
+    if kind.startswith("delete"):
+        path.unlink()
+    elif kind == "rename":
+        path.replace(path.with_name(chance.choice(["x", *os.listdir(path.parent)])))
+
+
+def changed_file(folder: Path, kind: str, chance: random.Random) -> str:
+    """Change one of a folder's files; return its name."""
+    names = sorted(path.name for path in folder.glob("[!.]*"))
+    if not names:
+        return "no file"
+    name = chance.choice([*names, *(n for n in names if "point" in n or "tensors" in n)])
+    change(folder / name, kind, chance)
+    return name
+
+
+def draw(folder: Path) -> None:
+    """Print faces drawn from a run's weights."""
+    faces = helpers.generate_faces(2, seed=0, weights=folder / "generator.safetensors")
+    print(faces.tobytes().hex())
+
+
+def is_like(folder: Path, whole: Path) -> bool:
+    """Whether a folder has all that the run without a fault has."""
+    for path in whole.glob("[!.]*"):
+        there = folder / path.name
+        if path.name == CHECKPOINTS[0]:
+            states = [torch.load(p, weights_only=True) for p in (path, there)]
+            parts = [state["parts"][name] for state in states for name in ("D", "G", "G_average")]
+            for a, b in zip(parts[:3], parts[3:], strict=True):
+                if not all(torch.equal(a[name], b[name]) for name in a | b):
+                    return False
+        elif path.name not in CHECKPOINTS and path.read_bytes() != there.read_bytes():
+            return False
+    return True
+
+
+class Faults:
+    """Runs with faults, beside one without; ``seconds`` is how long that took."""
+
+    def __init__(self, place: Path) -> None:
+        self.place, self.log = place, place / "log"
+        started = time.monotonic()
+        assert attempt(partial(run, place / "whole"), self.log)[0] == 0
+        self.seconds = time.monotonic() - started
+        self.stopped = [place / "after an epoch", place / "in an epoch"]
+        assert attempt(partial(run, self.stopped[0], 2), self.log)[0] == 0
+        assert attempt(partial(stop_in_an_epoch, self.stopped[1]), self.log)[0] == 0
+        self.drawn = [attempt(partial(draw, folder), self.log)[1] for folder in self.stopped]
+
+    def one(self, chance: random.Random) -> tuple[str, str]:
+        """Make one fault; return what it was, and how it ended.
+
+        Raises:
+            AssertionError: if it ended in no way that it may.
+        """
+        folder = self.place / "run"
+        shutil.rmtree(folder, ignore_errors=True)
+        kind = chance.choice(AT_REST + AT_WORK)
+        if kind in AT_REST:
+            which = chance.randrange(2)
+            shutil.copytree(self.stopped[which], folder)
+            what = f"{kind} {changed_file(folder, kind, chance)}"
+            self._draw(folder, self.drawn[which])
+        else:
+            what = f"{kind} {self._at_work(folder, kind, chance)}"
+        status, output = attempt(partial(run, folder), self.log)
+        refused = status != 0
+        if refused:
+            refusal = output.splitlines()[-1]
+            assert status == 1 and SENTENCE.fullmatch(refusal) and str(folder) in refusal, output
+            assert "is damaged" in refusal, output
+            (folder / CHECKPOINTS[0]).unlink()  # as the sentence says
+            status, output = attempt(partial(run, folder), self.log)
+        assert status == 0 and is_like(folder, self.place / "whole"), f"{what}: {output[-3000:]}"
+        if refused:
+            return what, "refused with a sentence"
+        went_on = "Going on from" in output and kind in AT_WORK
+        return what, "a checkpoint went on" if went_on else "the same result"
+
+    def _at_work(self, folder: Path, kind: str, chance: random.Random) -> str:
+        if kind == "full disk":
+            most = chance.randrange(
+                1_000, 2 * (self.place / "whole" / CHECKPOINTS[0]).stat().st_size
+            )
+            status, output = attempt(partial(write_without_space, folder, most), self.log)
+            assert status in (0, 1) and (status == 0 or "disk is full" in output), output
+            return f"at {most} bytes"
+        if kind.startswith("delete"):
+            at = chance.randrange(EPOCHS * STEPS)
+            act = partial(shutil.rmtree, folder)
+            if kind == "delete at work":
+                act = partial(changed_file, folder, kind, chance)
+            status, output = attempt(partial(run, folder, at=at, act=act), self.log)
+            assert status == 0, output
+            assert kind != "delete folder" or "was deleted" in output, output
+            return f"at step {at}"
+        number = {"kill": 9, "terminate": signal.SIGTERM, "interrupt": signal.SIGINT}[kind]
+        after = chance.uniform(0, self.seconds)
+        status, output = attempt(partial(run, folder), self.log, after, number)
+        assert status in (0, 1, -number), output
+        return f"after {after:.2f} s"
+
+    def _draw(self, folder: Path, before: str) -> None:
+        if (folder / "generator.safetensors").is_file():
+            status, output = attempt(partial(draw, folder), self.log)
+            refused = SENTENCE.fullmatch(output.strip()) and "generator.safetensors" in output
+            assert output == before if status == 0 else refused, output
+
+
+def main() -> None:
+    """Make faults, and count how they ended."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--faults", type=int, default=200)
+    parser.add_argument("--first", type=int, default=0, help="number of the first")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    ends = collections.Counter()
+    with tempfile.TemporaryDirectory() as place:
+        faults = Faults(Path(place))
+        for number in range(options.first, options.first + options.faults):
+            what, end = faults.one(random.Random(f"{options.seed}, {number}"))
+            print(f"{number}: {what}: {end}", flush=True)
+            ends[end] += 1
+    print(*(f"{n} {end}" for end, n in sorted(ends.items())), sep=", ")
+
+
+if __name__ == "__main__":
+    main()
