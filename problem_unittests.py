@@ -1927,9 +1927,9 @@ def load_definitions(notebook: str | Path) -> types.ModuleType:
         stack.callback(sys.path.remove, str(path.parent))
         for i in sorted(needed):
             _define(pieces[i], module)
-            for name in pieces[i].stores & {"data_dir", "output_dir"}:
-                if isinstance(getattr(module, name, None), str):  # not the user's own folder
-                    setattr(module, name, "processed_celeba_small/")
+            for name, ours in (("data_dir", "processed_celeba_small/"), ("output_dir", "runs/")):
+                if name in pieces[i].stores and isinstance(getattr(module, name, None), str):
+                    setattr(module, name, ours)  # not the user's own folder
     return module
 
 

@@ -346,7 +346,7 @@ def test_the_unsolved_starter_fails_every_point_with_a_sentence(tmp_path):
         "discriminator": "it has no layers with weights",
         "generator": "it has no layers with weights",
         "weights_init_normal": "the weights of Conv2d are left as they were",
-        "build_network": "D has no layers with weights",
+        "build_network": "it fails because of weights_init_normal",
         "real_loss": "cell 13 does not run: SyntaxError: invalid syntax, line 2 (loss =).",
         "fake_loss": "cell 13 does not run: SyntaxError",
         "optimizers": "cell 14 does not run: SyntaxError: invalid syntax, line 2 (d_optimizer =).",
@@ -379,9 +379,9 @@ def test_a_notebook_is_graded_without_its_training_and_data(tmp_path):
 @pytest.mark.parametrize(
     ("definitions", "work", "used"),
     [
-        ("def fetch(url):\n    open(made, 'w')\n    return url", "DATA = fetch('x')", "DATA"),
-        ("def download(url):\n    np.savetxt(made, [1])", "DATA = download('x')", "DATA"),
-        ("from urllib import request", "DATA = request.urlretrieve('file:', made)", "DATA"),
+        ("def fetch(url):\n    open(made, 'w')\n    return url", "FACTS = fetch('x')", "FACTS"),
+        ("def download(url):\n    np.savetxt(made, [1])", "FACTS = download('x')", "FACTS"),
+        ("from urllib import request", "FACTS = request.urlretrieve('file:', made)", "FACTS"),
         ("", "log = open(made, 'w')", "log"),
         (
             "class history:\n    losses = []\n\n\ndef fit():\n    np.savetxt(made, [1])\n"
