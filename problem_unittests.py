@@ -1927,10 +1927,9 @@ def load_definitions(notebook: str | Path) -> types.ModuleType:
         stack.callback(sys.path.remove, str(path.parent))
         for i in sorted(needed):
             _define(pieces[i], module)
-            own = {"data_dir": "processed_celeba_small/", "output_dir": "output/"}  # not the user's
-            for name in pieces[i].stores & own.keys():
-                if isinstance(getattr(module, name, None), str):
-                    setattr(module, name, own[name])
+            for name, ours in (("data_dir", "processed_celeba_small/"), ("output_dir", "runs/")):
+                if name in pieces[i].stores and isinstance(getattr(module, name, None), str):
+                    setattr(module, name, ours)  # not the user's own folder
     return module
 
 
@@ -2057,9 +2056,9 @@ def grade(path: str | Path) -> Iterator[Result]:
             outcome, why = "FAILED", str(failure)
             missing = re.search(r"NameError: name '(\w+)' is not defined", why)
             for left, error in module.__broken__:
-                if missing and missing[1] in left and isinstance(error, _NotTestable):
-                    outcome = "NOT TESTABLE HERE"
-                    why = f"{point}: {missing[1]} is left out, {error}"
+                if missing and missing[1] in left:
+                    outcome = "NOT TESTABLE HERE" if isinstance(error, _NotTestable) else "FAILED"
+                    why = f"{point}: {missing[1]} is missing, {error}"
         if changed := restore():
             outcome = "FAILED"
             why = f"{point}: the code replaces {changed[0]}, which the tests use."
@@ -2127,27 +2126,31 @@ def _grade_all(
     context = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     waiting, running = list(paths), {}
-    with ExitStack() as stack:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as root, ExitStack() as stack:
+        stack.callback(lambda: [_end(child) for _, child, *_ in running.values()])
         while waiting or running:
             while waiting and len(running) < (cores or 1):
-                path, key, folder = waiting.pop(0), secrets.token_bytes(), tempfile.mkdtemp()
-                stack.callback(shutil.rmtree, folder, ignore_errors=True)
+                path, key, folder = (
+                    waiting.pop(0),
+                    secrets.token_bytes(),
+                    tempfile.mkdtemp(dir=root),
+                )
                 arguments = (path.absolute(), folder, key, gigabytes)
                 child = context.Process(target=_grade_alone, args=arguments)
                 child.start()
-                stack.callback(_end, child)
                 deadline = time.monotonic() + seconds
-                running[child.sentinel] = (deadline, child, path, Path(folder, "verdicts"), key)
+                running[child.sentinel] = (deadline, child, path, folder, key)
             left = min(deadline for deadline, *_ in running.values()) - time.monotonic()
             ended = multiprocessing.connection.wait(running, max(0, left))
-            for sentinel, (deadline, child, path, file, key) in list(running.items()):
+            for sentinel, (deadline, child, path, folder, key) in list(running.items()):
                 if sentinel in ended or deadline < time.monotonic():
                     del running[sentinel]
                     _end(child)
                     why = f"there is no verdict: the process ended, exit code {child.exitcode}."
                     if sentinel not in ended:
                         why = f"not done after {seconds:g} s: it hangs or is slow (see --seconds)."
-                    yield path, _verdicts(file, key, why)
+                    yield path, _verdicts(Path(folder, "verdicts"), key, why)
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _notebooks(path: Path) -> list[Path]:

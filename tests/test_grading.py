@@ -87,7 +87,7 @@ TRICKS = {  # what a notebook with a wrong scale does, in the body of a class; i
         r"\.F\.{7}F",
     ),
     "rewrite": (
-        "import pathlib, tempfile, threading, time\n    def change():\n"
+        "import threading\n    def change():\n        import pathlib, tempfile, time\n"
         "        while not time.sleep(0.001):\n"
         "            for file in pathlib.Path(tempfile.gettempdir()).glob('verdicts'):\n"
         "                if b'FAILED' in (now := file.read_bytes()):\n"
@@ -346,7 +346,7 @@ def test_the_unsolved_starter_fails_every_point_with_a_sentence(tmp_path):
         "discriminator": "it has no layers with weights",
         "generator": "it has no layers with weights",
         "weights_init_normal": "the weights of Conv2d are left as they were",
-        "build_network": "D has no layers with weights",
+        "build_network": "it fails because of weights_init_normal",
         "real_loss": "cell 13 does not run: SyntaxError: invalid syntax, line 2 (loss =).",
         "fake_loss": "cell 13 does not run: SyntaxError",
         "optimizers": "cell 14 does not run: SyntaxError: invalid syntax, line 2 (d_optimizer =).",
@@ -379,9 +379,9 @@ def test_a_notebook_is_graded_without_its_training_and_data(tmp_path):
 @pytest.mark.parametrize(
     ("definitions", "work", "used"),
     [
-        ("def fetch(url):\n    open(made, 'w')\n    return url", "DATA = fetch('x')", "DATA"),
-        ("def download(url):\n    np.savetxt(made, [1])", "DATA = download('x')", "DATA"),
-        ("from urllib import request", "DATA = request.urlretrieve('file:', made)", "DATA"),
+        ("def fetch(url):\n    open(made, 'w')\n    return url", "FACTS = fetch('x')", "FACTS"),
+        ("def download(url):\n    np.savetxt(made, [1])", "FACTS = download('x')", "FACTS"),
+        ("from urllib import request", "FACTS = request.urlretrieve('file:', made)", "FACTS"),
         ("", "log = open(made, 'w')", "log"),
         (
             "class history:\n    losses = []\n\n\ndef fit():\n    np.savetxt(made, [1])\n"
@@ -401,7 +401,7 @@ def test_work_that_a_function_needs_does_not_run(tmp_path, definitions, work, us
         expected["train"] = "NOT TESTABLE HERE"
     results = list(rubric.grade(path))
     assert {result.point: result.outcome for result in results} == expected
-    why = f"train: {used} is left out, solution.ipynb, cell 4 touches files, downloads or trains"
+    why = f"train: {used} is missing, solution.ipynb, cell 4 touches files, downloads or trains"
     assert (used == "history.losses") != results[-1].why.startswith(why)
     assert not (tmp_path / "made").exists()
 
@@ -432,7 +432,8 @@ def test_a_broken_cell_costs_only_what_it_defines(tmp_path):
     assert results["scale"].outcome == "FAILED"
     assert "broken.ipynb, cell 3 does not run: SyntaxError" in results["scale"].why
     assert results["train"].outcome == "FAILED"
-    assert "NameError: name 'scale' is not defined" in results["train"].why
+    why = "train: scale is missing, broken.ipynb, cell 3 does not run: SyntaxError"
+    assert results["train"].why.startswith(why)
     passed = {point for point, result in results.items() if result.outcome == "PASSED"}
     assert passed == {*POINTS} - {"scale", "train"}
 
