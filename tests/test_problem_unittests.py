@@ -104,12 +104,7 @@ def test_a_sigmoid_is_neither_right_nor_wrong_before_the_losses_are_known():
     [
         ("train", "    samples = []\n", "    samples = []\n    D.to('cuda')\n", "it needs a GPU"),
         ("real_loss", "torch.ones(D_out.size(0))", "torch.ones(9, device='cuda')", "needs a GPU"),
-        (
-            "discriminator",
-            "        self.fc = ",
-            "        self.to('cuda')\n        self.fc = ",
-            "GPU",
-        ),
+        ("discriminator", "        self.bn3 = ", "        self.to('cuda').bn3 = ", "GPU"),
         (
             "train",
             "    samples = []\n",
