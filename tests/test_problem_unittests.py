@@ -195,7 +195,7 @@ def test_works_as_a_single_file_without_pytest(tmp_path):
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    assert run.stdout.startswith("Tests Passed\nscale: [0, 1] is not mapped to [-1, 1].")
+    assert run.stdout.startswith("Tests Passed\nscale: [0, 1] is not mapped to [-1, 1]: scale(")
 
 
 # ------------------------------------------------------------------------ notebooks on disk
