@@ -1394,7 +1394,7 @@ class _Training(TorchFunctionMode):
         if {wish[2:] for wish in _WANTED if wish[0] == other} <= pushes:
             return _Wrong(
                 f"the optimizers are swapped: {other.lower()}_loss.backward() is followed by a "
-                f"step of {owner}. Step the one that holds {other.lower()}'s parameters."
+                f"step of {owner}. Step the one that holds {other}'s parameters."
             )
         return _Wrong(
             f"{own}.step() runs, but no gradient of {loss} has reached {owner}. Call "
@@ -1461,10 +1461,8 @@ class _Training(TorchFunctionMode):
 
     def _check_levels(self) -> None:
         """Check the range of D's inputs, which an augmentation may change at random."""
-        medians = {
-            kind: torch.stack(levels).median(0).values for kind, levels in self.levels.items()
-        }
-        low, high = medians["real"].tolist()
+        medians = {kind: torch.stack(x).median(0).values for kind, x in self.levels.items()}
+        low, high = medians.get("real", torch.tensor([-1.0, 1.0])).tolist()
         if not -1.6 < low < -0.6 or not 0.6 < high < 1.6:
             raise _Wrong(
                 f"real images do not reach D in [-1, 1]: values from {low:.2f} to {high:.2f}. Call "
