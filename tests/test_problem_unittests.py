@@ -23,7 +23,7 @@ import problem_unittests as rubric
 
 sys.path.insert(0, str(Path(__file__).parent))
 from right_answers import CLASSIC, STYLES  # noqa: E402
-from wrong_answers import WRONG_ANSWERS, Wrong  # noqa: E402
+from wrong_answers import COMPILED, WRONG_ANSWERS, Wrong  # noqa: E402
 
 POINTS = {point: (test, names) for point, test, names in rubric._points()}
 MODULE = Path(rubric.__file__)
@@ -119,6 +119,13 @@ def test_what_this_machine_lacks_is_not_testable_here(point, old, new, why, caps
     assert why in failure(point, execute(CLASSIC.replace(old, new)))
     assert rubric._outcomes[-1][1] == "NOT TESTABLE HERE"
     assert capsys.readouterr().out.startswith("NOT TESTABLE HERE: ")
+
+
+def test_a_dictionary_of_optimizers_cannot_be_guessed():
+    namespace = execute(CLASSIC, STYLES[COMPILED])
+    del namespace["optimizers"]
+    assert "it needs optimizers, which is not defined yet" in failure("train", namespace)
+    assert rubric._outcomes[-1][1] == "NOT TESTABLE HERE"
 
 
 # ------------------------------------------------------------------------------ side effects

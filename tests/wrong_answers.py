@@ -17,6 +17,7 @@ class Wrong(NamedTuple):
 G_STEP = """            g_loss.backward()
             g_optimizer.step()"""
 PROBABILITIES = "a sigmoid and BCELoss, an initialisation for layers with biases"
+COMPILED = "config, a compiled D with a sigmoid, a relative path, dictionaries"
 FREE_STYLE = "one generator pass, moving average of G, frozen D, one-sided smoothing"
 
 WRONG_ANSWERS = [
@@ -708,9 +709,14 @@ WRONG_ANSWERS = [
         "train",
         "real_images = scale(real_images)",
         "pass",
-        "real images do not reach D in [-1, 1]: values from 0.0",
+        "real images do not reach D in [-1, 1], but most values from 0.0",
     ),
-    Wrong("train", "scale(real_images)", "scale(scale(real_images))", "[-1, 1]: values from -2"),
+    Wrong(
+        "train",
+        "scale(real_images)",
+        "scale(scale(real_images))",
+        "[-1, 1], but most values from -2",
+    ),
     Wrong(
         "train",
         "            d_optimizer.zero_grad()\n",
@@ -1098,7 +1104,7 @@ WRONG_ANSWERS = [
         "nn.BCELoss()(D_out.view(-1), torch.ones",
         "nn.BCEWithLogitsLoss()(D_out.view(-1), torch.ones",
         "the output must be a logit",
-        style="config, a compiled D with a sigmoid, a relative path, dictionaries",
+        style=COMPILED,
     ),
     Wrong(
         "train",
