@@ -570,7 +570,7 @@ def train(D, G, n_epochs, print_every=50):
     fixed_z = torch.randn(16, z_size)
     for epoch in range(n_epochs):
         for batch_i, (real_images, _) in enumerate(celeba_train_loader):
-            noise = torch.randn_like(real_images) * 0.1
+            noise = torch.randn_like(real_images) * 0.3
             d_optimizer.zero_grad(set_to_none=False)
             d_real_loss = real_loss(D(scale(real_images) + noise))
             d_real_loss.backward()

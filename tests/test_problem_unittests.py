@@ -20,7 +20,7 @@ import problem_unittests as rubric
 
 sys.path.insert(0, str(Path(__file__).parent))
 from right_answers import CLASSIC, STYLES  # noqa: E402
-from wrong_answers import WRONG_ANSWERS, Wrong  # noqa: E402
+from wrong_answers import COMPILED, WRONG_ANSWERS, Wrong  # noqa: E402
 
 POINTS = {point: (test, names) for point, test, names in rubric._points()}
 MODULE = Path(rubric.__file__)
@@ -101,12 +101,7 @@ def test_a_sigmoid_is_neither_right_nor_wrong_before_the_losses_are_known():
     [
         ("train", "    samples = []\n", "    samples = []\n    D.to('cuda')\n", "it needs a GPU"),
         ("real_loss", "torch.ones(D_out.size(0))", "torch.ones(9, device='cuda')", "needs a GPU"),
-        (
-            "discriminator",
-            "        self.fc = ",
-            "        self.to('cuda')\n        self.fc = ",
-            "GPU",
-        ),
+        ("discriminator", "        self.bn3 = ", "        self.to('cuda').bn3 = ", "GPU"),
         (
             "train",
             "    samples = []\n",
@@ -121,6 +116,13 @@ def test_what_this_machine_lacks_is_not_testable_here(point, old, new, why, caps
     assert why in failure(point, execute(CLASSIC.replace(old, new)))
     assert rubric._outcomes[-1][1] == "NOT TESTABLE HERE"
     assert capsys.readouterr().out.startswith("NOT TESTABLE HERE: ")
+
+
+def test_a_dictionary_of_optimizers_cannot_be_guessed():
+    namespace = execute(CLASSIC, STYLES[COMPILED])
+    del namespace["optimizers"]
+    assert "it needs optimizers, which is not defined yet" in failure("train", namespace)
+    assert rubric._outcomes[-1][1] == "NOT TESTABLE HERE"
 
 
 # ------------------------------------------------------------------------------ side effects
@@ -197,7 +199,7 @@ def test_works_as_a_single_file_without_pytest(tmp_path):
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    assert run.stdout.startswith("Tests Passed\nscale: [0, 1] is not mapped to [-1, 1].")
+    assert run.stdout.startswith("Tests Passed\nscale: [0, 1] is not mapped to [-1, 1]: scale(")
 
 
 def test_functions_that_return_none_fail_with_a_sentence():

@@ -17,6 +17,7 @@ class Wrong(NamedTuple):
 G_STEP = """            g_loss.backward()
             g_optimizer.step()"""
 PROBABILITIES = "a sigmoid and BCELoss, an initialisation for layers with biases"
+COMPILED = "config, a compiled D with a sigmoid, a relative path, dictionaries"
 FREE_STYLE = "one generator pass, moving average of G, frozen D, one-sided smoothing"
 
 WRONG_ANSWERS = [
@@ -25,7 +26,9 @@ WRONG_ANSWERS = [
     Wrong("get_dataloader", "return loader", "return dataset", "do not come in batches"),
     Wrong("get_dataloader", "shuffle=True", "shuffle=False", "the same order"),
     Wrong("get_dataloader", "shuffle=True", "", "Pass shuffle=True"),
-    Wrong("get_dataloader", "batch_size=batch_size", "batch_size=8", "batch_size=6 is not respect"),
+    Wrong(
+        "get_dataloader", "batch_size=batch_size", "batch_size=8", "batch_size=6 is not respected"
+    ),
     Wrong("get_dataloader", "Resize(image_size)", "Resize(32)", "wrong size for image_size=24"),
     Wrong("get_dataloader", "transforms.Resize(image_size), ", "", "images are not resized"),
     Wrong("get_dataloader", "Resize(image_size)", "CenterCrop(image_size)", "instead of a crop"),
@@ -90,7 +93,7 @@ WRONG_ANSWERS = [
         "got 16, 16 of them different",
         style="an own Dataset",
     ),
-    Wrong("get_dataloader", "batch_size=batch_size", "batch_size=24", "got [24]"),
+    Wrong("get_dataloader", "batch_size=batch_size", "batch_size=24", "batches of [24]"),
     Wrong("get_dataloader", "return loader", "return iter(loader)", "a second epoch gives nothing"),
     Wrong("get_dataloader", ", transforms.ToTensor()", "", "images of a batch are PIL images"),
     # ------------------------------------------------------------------------------ the scale
@@ -500,13 +503,13 @@ WRONG_ANSWERS = [
         "weights_init_normal",
         "nn.init.constant_(m.bias.data, 0.0)",
         "nn.init.constant_(m.bias.data, 1.0)",
-        "got values from 1.00 to 1.00",
+        "too far from 0: values from 1.00 to 1.00",
     ),
     Wrong(
         "weights_init_normal",
         "nn.init.constant_(m.bias.data, 0.0)",
         "nn.init.constant_(m.bias.data, 0.1)",
-        "got values from 0.10 to 0.10",
+        "too far from 0: values from 0.10 to 0.10",
     ),
     Wrong(
         "weights_init_normal",
@@ -518,7 +521,7 @@ WRONG_ANSWERS = [
         "weights_init_normal",
         "if classname.find('Conv')",
         "if classname.find('Batch') != -1 or classname.find('Conv')",
-        "BatchNorm2d is drawn from N(0, 0.02), so that its outputs are almost 0 at first",
+        "BatchNorm2d is drawn from N(0, 0.02), which makes its outputs tiny",
         outcome="ADVICE",
     ),
     # -------------------------------------------------------------------------- build_network
@@ -706,9 +709,14 @@ WRONG_ANSWERS = [
         "train",
         "real_images = scale(real_images)",
         "pass",
-        "real images do not reach D in [-1, 1]: values from 0.0",
+        "real images do not reach D in [-1, 1], but most values from 0.0",
     ),
-    Wrong("train", "scale(real_images)", "scale(scale(real_images))", "[-1, 1]: values from -2"),
+    Wrong(
+        "train",
+        "scale(real_images)",
+        "scale(scale(real_images))",
+        "[-1, 1], but most values from -2",
+    ),
     Wrong(
         "train",
         "            d_optimizer.zero_grad()\n",
@@ -745,7 +753,7 @@ WRONG_ANSWERS = [
         "batch_size = real_images.size(0)\n            real_images = scale(real_images)",
         "if batch_i == 0:\n                first = real_images\n            "
         "batch_size = first.size(0)\n            real_images = scale(first)",
-        "it does not train on all images: D sees 8 of the 32 images",
+        "it does not train on all images: D sees 8 of the 32",
     ),
     Wrong(
         "train",
@@ -1096,7 +1104,7 @@ WRONG_ANSWERS = [
         "nn.BCELoss()(D_out.view(-1), torch.ones",
         "nn.BCEWithLogitsLoss()(D_out.view(-1), torch.ones",
         "the output must be a logit",
-        style="config, a compiled D with a sigmoid, a relative path, dictionaries",
+        style=COMPILED,
     ),
     Wrong(
         "train",
