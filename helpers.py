@@ -39,7 +39,7 @@ from faces.watching import loss_range
 # Measures
 from faces.measures import Judge, diversity, nearest_images, sliced_wasserstein
 from faces.inception import inception_distances
-from faces.skin import TYPOLOGY, balancing_weights, draw_balanced, typology_shares
+from faces.skin import TYPOLOGY, balancing_weights, draw_balanced, typology_angles, typology_shares
 
 # Directions
 from faces.directions import MEASURES
@@ -76,6 +76,7 @@ __all__ = [
     "TYPOLOGY",
     "balancing_weights",
     "draw_balanced",
+    "typology_angles",
     "typology_shares",
     "MEASURES",
     "explore",

@@ -103,10 +103,7 @@ def draw_balanced(draw: Callable[[int], np.ndarray], n: int, most: int | None = 
         most: how many to draw at most; 20 times ``n`` if not given.
 
     Returns:
-        uint8 array (n, H, W, 3).
-
-    Raises:
-        ValueError: if fewer than ``n`` faces with an angle were drawn.
+        uint8 array (n, H, W, 3); fewer if fewer faces with an angle were drawn.
     """
     most = 20 * n if most is None else most
     share, drawn, kept = -(-n // len(TYPOLOGY)), 0, []
@@ -119,8 +116,6 @@ def draw_balanced(draw: Callable[[int], np.ndarray], n: int, most: int | None = 
         kept.append(images[useful])
         classes = np.append(classes, so_far[len(classes) :][useful])
         counts = np.bincount(classes, minlength=len(TYPOLOGY))
-    if len(classes) < n:
-        raise ValueError(f"Of {drawn:,} faces drawn only {len(classes):,} have a typology angle.")
     least = n // len(TYPOLOGY)
     short = [f"{kind} ({c})" for kind, c in zip(TYPOLOGY, counts, strict=True) if c < least]
     if short:
