@@ -34,12 +34,6 @@ def warmth(images: np.ndarray) -> np.ndarray:
     return red - blue
 
 
-def smile(images: np.ndarray) -> np.ndarray:
-    """How much lighter the middle of the mouth is than its corners, uint8 (n, H, W, 3) -> (n,)."""
-    sides = _lightness(images, 0.7, 0.78, 0.28, 0.36) + _lightness(images, 0.7, 0.78, 0.64, 0.72)
-    return _lightness(images, 0.7, 0.78, 0.43, 0.57) - sides / 2
-
-
 def _lightness(
     images: np.ndarray, top: float, bottom: float, left: float, right: float
 ) -> np.ndarray:
@@ -57,5 +51,4 @@ MEASURES = {
     "background": background,
     "turn": turn,
     "warmth": warmth,
-    "smile": smile,
 }

@@ -45,7 +45,7 @@ def typology_angles(images: np.ndarray) -> np.ndarray:
     rows = slice(round(0.56 * height), round(0.72 * height))
     columns = slice(round(0.34 * width), round(0.66 * width))
     colors = []
-    for start in range(0, len(images), 4096):  # a block at a time: memory stays small
+    for start in range(0, max(1, len(images)), 4096):  # a block at a time: memory stays small
         colors.append(np.median(images[start : start + 4096, rows, columns], axis=(1, 2)))
         release_memory(images)
     rgb = np.concatenate(colors) / 255  # (n, 3)
