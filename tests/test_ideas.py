@@ -1,14 +1,14 @@
 """The ideas for improvement: files that change the lesson, which knows of none of them."""
 
 import copy
-import os
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from small_training import in_child, prepare, train
+from small_training import prepare, train
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -326,34 +326,27 @@ def test_penalties_have_the_same_gradients_on_the_fast_path(lesson, precision):
     assert n_sloped >= 8  # all weights of convolutions, batch norm and the last layer
 
 
+def gradient_of_penalty(D: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    slopes = torch.autograd.grad(file_of("r1").squared_slope(D, images), [D[0].weight, D[1].weight])
+    return torch.cat([slope.flatten() for slope in slopes])
+
+
+def in_one_of_two(rank: int, folder: Path, D: nn.Module, images: torch.Tensor) -> None:
+    dist.init_process_group("gloo", f"file://{folder / 'meeting'}", rank=rank, world_size=2)
+    D[1].__class__ = SyncBatchNorm2d
+    own = gradient_of_penalty(D, images[rank::2])
+    dist.all_reduce(own)
+    torch.save(own / 2, folder / f"{rank}.pt")
+
+
 def test_penalties_have_the_same_gradients_in_two_processes(tmp_path):
     networks = [nn.Conv2d(3, 4, 4, 2, 1), nn.BatchNorm2d(4), nn.LeakyReLU(), nn.Flatten()]
     D = nn.Sequential(*networks, nn.Linear(64, 1)).double()
     images = torch.rand(8, 3, 8, 8, dtype=torch.float64)
-    squared_slope = file_of("r1").squared_slope
-
-    def gradient(images: torch.Tensor) -> torch.Tensor:
-        weights = [D[0].weight, D[1].weight]
-        slopes = torch.autograd.grad(squared_slope(D, images), weights)
-        return torch.cat([slope.flatten() for slope in slopes])
-
-    expected = gradient(images)
-
-    def work(rank: int) -> None:
-        place = f"file://{tmp_path / 'meeting'}"
-        dist.init_process_group("gloo", place, rank=rank, world_size=2)
-        D[1].__class__ = SyncBatchNorm2d
-        own = gradient(images[rank::2])
-        dist.all_reduce(own)
-        torch.save(own / 2, tmp_path / f"{rank}.pt")
-
-    other = os.fork()
-    if not other:
-        work(1)
-        os._exit(0)
-    assert in_child(lambda: work(0)) == 0
-    os.waitpid(other, 0)
-    assert torch.allclose(torch.load(tmp_path / "0.pt", weights_only=True), expected)
+    expected = gradient_of_penalty(D, images)
+    torch.multiprocessing.spawn(in_one_of_two, (tmp_path, D, images), nprocs=2)
+    found = torch.load(tmp_path / "0.pt", weights_only=True)
+    assert found.any() and torch.allclose(found, expected)
 
 
 def test_relativistic_r1_r2_has_no_batch_norm_in_d(lesson):

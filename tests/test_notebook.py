@@ -188,7 +188,9 @@ def test_cells_that_show_training_images_are_tagged(executed):
 
 def test_a_run_writes_all_results(executed):
     out = executed / "out"
-    assert sorted(p.name for p in out.glob("[!.]*")) == [
+    names = {p.name for p in out.glob("[!.]*")} - {"directions.png"}  # if any are found
+    assert sorted(names) == [
+        "arithmetic.png",
         "checkpoint-before.pt",
         "checkpoint.pt",
         "generator.safetensors",
@@ -324,4 +326,4 @@ def test_a_wrong_setting_ends_a_run_before_training(executed, tmp_path):
             cwd=files.HERE,
             progress_bar=False,
         )
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
