@@ -1,6 +1,7 @@
 """Directions of the latents, faces in equal shares, and the explorer."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -184,6 +185,20 @@ def test_the_button_saves_and_never_overwrites(controls):
         assert (linear_draw(z)[0] == np.asarray(Image.open(path))).all()
     assert (controls.folder / "face_2.npy").read_bytes() == b"mine"
     assert len(list(controls.folder.iterdir())) == 5
+
+
+def test_in_a_front_end_the_controls_are_shown(monkeypatch, tmp_path):
+    outputs, shown = [], Shown()
+    shell = SimpleNamespace(kernel=SimpleNamespace(_allow_stdin=True))
+    monkeypatch.setattr(explorer, "get_ipython", lambda: shell)
+    monkeypatch.setattr(explorer, "display", lambda x, **options: outputs.append(x) or shown)
+    directions = {"red": np.eye(Z_SIZE)[0]}
+    explorer.explore(linear_draw, lambda n: torch.rand(n, Z_SIZE), directions, tmp_path)
+    picture, controls = outputs
+    (slider,) = (c for c in controls.children if getattr(c, "description", "") == "red")
+    slider.value = 3
+    assert isinstance(picture, explorer.ShownImage)
+    assert len(shown.pictures) == 1 and shown.pictures[0] != picture.data
 
 
 def test_without_a_front_end_a_picture_is_left(tmp_path):
