@@ -123,5 +123,5 @@ def _latent(sample_z: Callable[[int], Tensor], seed: int) -> Tensor:
 
 def _enlarged(picture: Image.Image) -> ShownImage:
     buffer = io.BytesIO()
-    picture.resize((SHOWN, SHOWN), Image.Resampling.BICUBIC).save(buffer, "PNG")
-    return ShownImage(buffer.getvalue(), format="png")
+    picture.save(buffer, "PNG")
+    return ShownImage(buffer.getvalue(), format="png", width=SHOWN)  # the browser enlarges it
