@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from numbers import Integral
 from pathlib import Path
 
@@ -16,10 +17,13 @@ from faces.arrays import to_uint8
 from faces.files import WEIGHTS
 from faces.ideas import change_lesson, load_ideas
 from faces.notebook import load_definitions
+from faces.skin import draw_balanced
 from faces.weights import read_weights
 
 
-def generate_faces(n: int, seed: int, weights: str | Path = WEIGHTS) -> np.ndarray:
+def generate_faces(
+    n: int, seed: int, weights: str | Path = WEIGHTS, balanced: bool = False
+) -> np.ndarray:
     """Draw faces from trained weights.
 
     The network is made by the notebook on the disk, not by a cell that was just changed, and by the
@@ -29,6 +33,8 @@ def generate_faces(n: int, seed: int, weights: str | Path = WEIGHTS) -> np.ndarr
         n: how many, at most 100,000.
         seed: the same seed gives the same faces.
         weights: a ``generator.safetensors`` that the notebook's training wrote.
+        balanced: draw until each class of lightness has its equal share, see ``draw_balanced``;
+            classes of which too few were drawn are printed.
 
     Returns:
         uint8 array (n, H, W, 3).
@@ -36,30 +42,64 @@ def generate_faces(n: int, seed: int, weights: str | Path = WEIGHTS) -> np.ndarr
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not a generator's, does not fit the notebook's ``Generator``, or was
-            damaged; if it was trained with an idea that is not in ideas/; or if ``n`` is out of
-            range.
+            damaged; if it was trained with an idea that is not in ideas/; if ``n`` is out of
+            range; or if too few faces have a class.
     """
     if not isinstance(n, Integral) or not 1 <= n <= 100_000:
         raise ValueError(f"n is {n!r}: it must be a whole number from 1 to 100,000.")
+    with torch.random.fork_rng(devices=[]):
+        draw, sample_z = _load(weights)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed other devices too
+        if balanced:
+            return draw_balanced(lambda size: draw(sample_z(size)), n)
+        sizes = (min(500, n - start) for start in range(0, n, 500))
+        return np.concatenate([draw(sample_z(size)) for size in sizes])
+
+
+def walk(seeds: Sequence[int], weights: str | Path = WEIGHTS, steps: int = 24) -> np.ndarray:
+    """Draw the way from the face of each seed to that of the next, straight through the latents.
+
+    Args:
+        seeds: of ``generate_faces(1, seed)``.
+        weights: as there.
+        steps: from one seed to the next.
+
+    Returns:
+        uint8 array ((len(seeds) - 1) * steps + 1, H, W, 3).
+
+    Raises:
+        FileNotFoundError, ValueError: as there.
+    """
+    with torch.random.fork_rng(devices=[]):
+        draw, sample_z = _load(weights)
+        ends = []
+        for seed in seeds:
+            torch.default_generator.manual_seed(seed)
+            ends.append(sample_z(1))
+    t = torch.arange(steps).view(steps, 1) / steps
+    ways = [start + t * (end - start) for start, end in pairwise(ends)]
+    return np.concatenate([draw(z) for z in [*ways, ends[-1]]])
+
+
+def _load(
+    weights: str | Path,
+) -> tuple[Callable[[Tensor], np.ndarray], Callable[[int], Tensor]]:
+    """What draws latents (n, z_size), and what drew them; changes the random state."""
     if not Path(weights).is_file():
         raise FileNotFoundError(f"There is no file {weights}: train first, or name another.")
-    with torch.random.fork_rng(devices=[]):
-        try:
-            G, sample_z = _generator_and_latents(weights)
-        except (
-            safetensors.SafetensorError,
-            AttributeError,
-            KeyError,
-            ValueError,
-            RuntimeError,
-        ) as error:
-            raise ValueError(
-                f"{weights} does not hold weights of the notebook's Generator: {error}"
-            ) from error
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed other devices too
-        sizes = (min(500, n - start) for start in range(0, n, 500))
-        with torch.inference_mode():
-            return np.concatenate([to_uint8(G(sample_z(size))) for size in sizes])
+    try:
+        G, sample_z = _generator_and_latents(weights)
+    except (
+        safetensors.SafetensorError,
+        AttributeError,
+        KeyError,
+        ValueError,
+        RuntimeError,
+    ) as error:
+        raise ValueError(
+            f"{weights} does not hold weights of the notebook's Generator: {error}"
+        ) from error
+    return torch.inference_mode()(lambda z: to_uint8(G(z))), sample_z
 
 
 def _generator_and_latents(weights: str | Path) -> tuple[nn.Module, Callable[[int], Tensor]]:

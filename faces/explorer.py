@@ -52,14 +52,9 @@ class Explorer:
 
     def latent(self) -> Tensor:
         """The latent vector that the controls stand for, float (1, z_size)."""
-        start, end = (self._latent_of(control.value) for control in (self.seed, self.end))
+        start, end = (_latent(self.sample_z, control.value) for control in (self.seed, self.end))
         z = start + self.walk.value * (end - start)
         return z + sum(self.sliders[name].value * d for name, d in self.directions.items())
-
-    def _latent_of(self, seed: int) -> Tensor:
-        with torch.random.fork_rng(range(torch.cuda.device_count())):
-            torch.manual_seed(seed)
-            return self.sample_z(1).cpu()
 
     def picture(self) -> Image.Image:
         """The face, resized to the chosen number of pixels."""
@@ -67,16 +62,10 @@ class Explorer:
         face = Image.fromarray(self.draw(self.latent())[0])
         return face.resize((side, side), Image.Resampling.LANCZOS)
 
-    def output(self) -> ShownImage:
-        """What is shown of it: enlarged."""
-        buffer = io.BytesIO()
-        self.picture().resize((SHOWN, SHOWN), Image.Resampling.BICUBIC).save(buffer, "PNG")
-        return ShownImage(buffer.getvalue(), format="png")
-
     def update(self, change: object = None) -> None:
         """Draw again, where the picture stands."""
         if self.shown is not None:
-            self.shown.update(self.output())
+            self.shown.update(_enlarged(self.picture()))
 
     def save(self, button: object = None) -> Path:
         """Write the picture and its latent, ``face_1.png`` and ``face_1.npy`` or the next number.
@@ -117,8 +106,22 @@ def explore(
     shell = get_ipython()
     if shell is None:
         return
-    explorer = Explorer(draw, sample_z, directions, folder)
-    explorer.shown = display(explorer.output(), display_id=True)
     # What runs a notebook with nobody in front of it says that it cannot ask for input.
-    if getattr(getattr(shell, "kernel", None), "_allow_stdin", False):
-        display(explorer.controls)
+    if not getattr(getattr(shell, "kernel", None), "_allow_stdin", False):
+        display(_enlarged(Image.fromarray(draw(_latent(sample_z, 1))[0])))
+        return  # without controls, whose state would go into the notebook
+    explorer = Explorer(draw, sample_z, directions, folder)
+    explorer.shown = display(_enlarged(explorer.picture()), display_id=True)
+    display(explorer.controls)
+
+
+def _latent(sample_z: Callable[[int], Tensor], seed: int) -> Tensor:
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        return sample_z(1).cpu()
+
+
+def _enlarged(picture: Image.Image) -> ShownImage:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return ShownImage(buffer.getvalue(), format="png", width=SHOWN)  # the browser enlarges it

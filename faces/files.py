@@ -33,6 +33,12 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
+def arrays_beside(data_dir: Path) -> Path:
+    """Where the decoded images of a folder are kept, if that can be written to."""
+    place = data_dir.resolve()
+    return place.parent / f".{place.name}-arrays"
+
+
 def printable(text: str) -> str:
     """Escape what would break a line or move the cursor, as a file's name may."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -162,14 +162,13 @@ def _array_key(
         with suppress(Exception):  # decoding all of them names it
             pixels = decode(path, transform)
             states.update(f"{pixels.dtype} {pixels.shape}".encode() + pixels.tobytes())
-    place = data_dir.resolve()
-    folder = place.parent / f".{place.name}-arrays"
+    folder = files.arrays_beside(data_dir)
     try:
         check_writable(folder, "data_dir")
     except OSError:
         folder = files.CACHE / "arrays"
         check_writable(folder, "the environment variable XDG_CACHE_HOME")
-        names.update(str(place).encode(errors="surrogateescape"))
+        names.update(str(data_dir.resolve()).encode(errors="surrogateescape"))
     return folder, names.hexdigest()[:12], states.hexdigest()[:12]
 
 

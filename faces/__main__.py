@@ -1,0 +1,149 @@
+"""Faces from the command line: ``python -m faces``, or ``python /path/to/faces`` from elsewhere."""
+
+# ruff: noqa: E402 (a folder that is run is on the path instead of the one that it lies in)
+from __future__ import annotations
+
+import argparse
+import math
+import shutil
+import sys
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+from PIL import Image
+
+from faces import files
+from faces.drawing import generate_faces, walk
+from faces.files import WEIGHTS, arrays_beside, make_once, printable, writing
+from faces.pictures import image_grid, show_animation
+
+COMMAND = "python -m faces"
+SIDE = 64  # pixels of a walk's frames, of which the GIF has twice as many
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Do what a command line says.
+
+    Returns:
+        The exit code: 0, or 1 if it failed, with the reason on stderr.
+
+    Raises:
+        SystemExit: with 2 if the command line is wrong.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except (OSError, ValueError) as error:
+        print(f"{COMMAND}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def draw(options: argparse.Namespace) -> None:
+    """Write faces: a grid, an array or a folder of pictures, by the ending of ``out``."""
+    out = _free(options.out, ".png", ".npy", "")
+    images = generate_faces(options.n, options.seed, options.weights, options.balanced)
+    if out.suffix == ".png":
+        with writing(out) as temporary:
+            grid = image_grid(images, math.ceil(math.sqrt(len(images))))
+            Image.fromarray(grid).save(temporary, "PNG")
+    elif out.suffix == ".npy":
+        with writing(out) as temporary, open(temporary, "wb") as file:
+            np.save(file, images)
+    else:
+        make_once(out, lambda temporary: _fill(temporary / "faces", images))
+    print(f"{len(images):,} faces: {out}")
+
+
+def _fill(folder: Path, images: np.ndarray) -> Path:
+    folder.mkdir()
+    for i, image in enumerate(images, start=1):
+        Image.fromarray(image).save(folder / f"{i:06d}.png")
+    return folder
+
+
+def make_walk(options: argparse.Namespace) -> None:
+    """Write a GIF of the way from face to face."""
+    out = _free(options.out, ".gif")
+    if len(options.seeds) < 2:
+        raise ValueError("A walk needs at least two seeds, such as --seeds 1 2.")
+    frames = [Image.fromarray(face) for face in walk(options.seeds, options.weights)]
+    larger = [np.asarray(f.resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for f in frames]
+    show_animation(larger, out, milliseconds=60)
+    print(f"{len(frames)} pictures: {out}")
+
+
+def cache(options: argparse.Namespace) -> None:
+    """List what is kept for later runs, and how large it is; or delete it."""
+    kept = sorted(files.CACHE.iterdir()) if files.CACHE.is_dir() else []
+    kept += [folder for data in options.data if (folder := arrays_beside(data)).is_dir()]
+    total = 0
+    for path in kept:
+        within = [path, *path.rglob("*")]
+        size = sum(p.lstat().st_size for p in within if not p.is_dir()) / 1e6
+        total += size
+        if options.delete:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        print(f"{size:10,.1f} MB  {printable(str(path))}")
+    print(f"{total:10,.1f} MB  {'deleted' if options.delete else 'in all'}")
+
+
+def _free(out: Path, *endings: str) -> Path:
+    """Check that a file or folder can be made there, before long work."""
+    if out.suffix not in endings:
+        known = " or ".join(ending or "none (a folder)" for ending in endings)
+        raise ValueError(f"--out {out} must have the ending {known}.")
+    if out.exists():
+        raise ValueError(f"{out} is there already: delete it, or set another --out.")
+    if not out.parent.is_dir():
+        raise ValueError(f"There is no folder {out.parent}: make it, or set another --out.")
+    return out
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 to 2**63 - 1")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    def add(name: str, command: object, text: str, example: str) -> argparse.ArgumentParser:
+        examples.append(f"  {COMMAND} {name} {example}")
+        added = commands.add_parser(
+            name, help=text, description=f"{text}.", epilog=f"example:\n{examples[-1]}", **style
+        )
+        added.set_defaults(command=command)
+        return added
+
+    examples: list[str] = []
+    style = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    parser = argparse.ArgumentParser(COMMAND, description="Faces from trained weights.", **style)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    text = "draw faces: a .png of all, a .npy, or a folder of pictures"
+    drawing = add("draw", draw, text, "--n 64 --seed 1 --out faces.png")
+    drawing.add_argument("--n", type=int, default=64, help="how many (64)")
+    drawing.add_argument("--seed", type=_seed, default=1, help="the same gives the same faces (1)")
+    text = "as many of each class of lightness"
+    drawing.add_argument("--balanced", action="store_true", help=text)
+    text = "walk from face to face: a .gif"
+    walking = add("walk", make_walk, text, "--seeds 1 2 3 --out walk.gif")
+    walking.add_argument("--seeds", type=_seed, nargs="+", required=True, help="of the faces")
+    for subparser in (drawing, walking):
+        text = "a run's generator.safetensors (the shipped one)"
+        subparser.add_argument("--weights", type=Path, default=WEIGHTS, help=text)
+        text = "what to write; never over anything"
+        subparser.add_argument("--out", type=Path, required=True, help=text)
+    text = "list what is kept for later runs: downloads, unpacked zips, decoded images"
+    caching = add("cache", cache, text, "processed_celeba_small")
+    text = "folders of images, for the decoded images beside them"
+    caching.add_argument("data", type=Path, nargs="*", metavar="FOLDER", help=text)
+    caching.add_argument("--delete", action="store_true", help="delete all that is listed")
+    parser.epilog = "\n".join(["examples:", *examples])
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

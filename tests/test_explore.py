@@ -1,0 +1,223 @@
+"""Directions of the latents, faces in equal shares, and the explorer."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+from nbconvert.preprocessors import ExecutePreprocessor
+from PIL import Image
+
+import helpers
+from faces import explorer
+from faces.files import HERE
+
+Z_SIZE = 12
+COLORS = {  # one of each class
+    "dark": (70, 45, 35),
+    "brown": (140, 95, 65),
+    "tan": (185, 135, 95),
+    "intermediate": (205, 155, 115),
+    "light": (225, 180, 150),
+    "very light": (245, 215, 195),
+}
+DIRECTION = np.arange(1, Z_SIZE + 1) / np.linalg.norm(np.arange(1, Z_SIZE + 1))
+
+
+def plain_faces(*colors: tuple[int, ...]) -> np.ndarray:
+    return np.tile(np.array(colors, np.uint8)[:, None, None], (1, 32, 32, 1))
+
+
+# ------------------------------------------------------------------------------ directions
+
+
+@pytest.fixture(scope="module")
+def find_direction():
+    return helpers.load_definitions().find_direction
+
+
+def test_the_direction_of_a_linear_generator_is_found(find_direction):
+    z = np.random.default_rng(0).uniform(-1, 1, (400, Z_SIZE))
+    values = 7 + 3 * z @ DIRECTION
+    values[::5] = np.nan  # pictures without the measure
+    direction, r2 = find_direction(z, values)
+    assert direction == pytest.approx(DIRECTION) and r2 == pytest.approx(1)
+    assert find_direction(z, -values)[0] == pytest.approx(-DIRECTION)
+
+
+def test_noise_has_no_direction(find_direction):
+    generator = np.random.default_rng(0)
+    z = generator.uniform(-1, 1, (4000, Z_SIZE))
+    assert abs(find_direction(z, generator.normal(size=4000))[1]) < 0.03
+    mixed = z @ DIRECTION / z.std() + generator.normal(size=4000)  # a signal as large as its noise
+    assert find_direction(z, mixed)[1] == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("hair", np.s_[:4, 11:21]),
+        ("background", np.s_[:4, :3]),
+        ("turn", np.s_[12:26, 4:15]),
+        ("smile", np.s_[23:25, 14:18]),
+    ],
+)
+def test_measures_of_lightness_see_their_part_of_the_picture(name, part):
+    faces = np.repeat(plain_faces((100, 100, 100)), 3, axis=0)
+    faces[1][part] = 150
+    faces[2][12:21] = 150  # eyes and nose
+    plain, lighter, elsewhere = helpers.MEASURES[name](faces)
+    assert lighter > plain + 15 and elsewhere == pytest.approx(plain)
+
+
+def test_turn_warmth_and_skin_have_a_sign():
+    faces = plain_faces((150, 120, 100), (100, 120, 150), COLORS["light"], COLORS["dark"])
+    assert list(helpers.MEASURES["warmth"](faces)[:2]) == [50, -50]
+    angles = helpers.MEASURES["skin"](faces)
+    assert angles[2] > angles[3]
+    assert helpers.MEASURES["turn"](faces[:, :, ::-1]) == pytest.approx(np.zeros(4))
+    faces[0, :, 20:] = 0
+    turned = helpers.MEASURES["turn"](faces[:1])
+    assert turned > 20 and helpers.MEASURES["turn"](faces[:1, :, ::-1]) == pytest.approx(-turned)
+
+
+# ------------------------------------------------------------------------ equal shares
+
+
+def drawing(*shares: float):
+    """Draw plain faces with these shares of the classes, from dark to very light; the rest grey."""
+    faces, generator = plain_faces(*COLORS.values(), (118, 118, 118)), np.random.default_rng(0)
+    return lambda n: faces[generator.choice(7, n, p=[*shares, 1 - sum(shares)])]
+
+
+def test_the_made_up_faces_are_one_of_each_class():
+    for name, color in COLORS.items():
+        assert helpers.typology_shares(plain_faces(color))[name] == 1
+
+
+def test_a_rare_class_gets_its_equal_share(capsys):
+    faces = helpers.draw_balanced(drawing(0.05, 0.1, 0.15, 0.2, 0.2, 0.2), 60)
+    assert len(faces) == 60
+    assert list(helpers.typology_shares(faces).values()) == pytest.approx([1 / 6] * 6)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_class_that_is_never_drawn_is_named(capsys):
+    drawn = []
+
+    def draw(n: int) -> np.ndarray:
+        drawn.append(n)
+        return some(n)
+
+    some = drawing(0, 0.2, 0.2, 0.2, 0.2, 0.2)
+    shares = helpers.typology_shares(helpers.draw_balanced(draw, 60))
+    assert sum(drawn) == 1200  # 20 times as many
+    assert shares.pop("dark") == 0 and list(shares.values()) == pytest.approx([1 / 5] * 5)
+    message = "In 1,200 faces drawn there were fewer than 10 of: dark (0).\n"
+    assert capsys.readouterr().out == message
+
+
+def test_faces_without_an_angle_cannot_be_balanced():
+    with pytest.raises(ValueError, match="Of 100 faces drawn only 0 have a typology angle."):
+        helpers.draw_balanced(drawing(0, 0, 0, 0, 0, 0), 5)
+
+
+# ---------------------------------------------------------------------------------- explorer
+
+
+class Shown:
+    """The place of the picture, in a front end's stead."""
+
+    def __init__(self) -> None:
+        self.pictures: list[bytes] = []
+
+    def update(self, picture: explorer.ShownImage) -> None:
+        self.pictures.append(picture.data)
+
+
+def linear_draw(z: torch.Tensor) -> np.ndarray:
+    """Latents (n, Z_SIZE) -> plain pictures, of which the first three numbers are the colours."""
+    colors = ((z[:, :3] + 4) * 30).byte().numpy()
+    return np.tile(colors[:, None, None], (1, 32, 32, 1))
+
+
+@pytest.fixture
+def controls(tmp_path: Path) -> explorer.Explorer:
+    directions = {"red": np.eye(Z_SIZE)[0], "green": torch.eye(Z_SIZE)[1]}
+    made = explorer.Explorer(
+        linear_draw, lambda n: torch.rand(n, Z_SIZE), directions, tmp_path / "saved"
+    )
+    made.shown = Shown()
+    return made
+
+
+def test_the_picture_follows_each_control(controls):
+    state = torch.get_rng_state()
+    start = controls.latent()
+    controls.sliders["red"].value = 2
+    assert (controls.latent() - start)[0].tolist() == pytest.approx([2, *[0] * (Z_SIZE - 1)])
+    red = np.asarray(controls.picture())[0, 0].astype(int) - linear_draw(start)[0, 0, 0]
+    assert red == pytest.approx([60, 0, 0], abs=1)
+    controls.seed.value, controls.end.value, controls.walk.value = 5, 6, 1
+    controls.sliders["red"].value = 0
+    torch.manual_seed(6)
+    assert (controls.latent() == torch.rand(1, Z_SIZE)).all()
+    torch.set_rng_state(state)
+    controls.size.value = 64
+    assert controls.picture().size == (64, 64)
+    assert len(controls.shown.pictures) == 6 and len(set(controls.shown.pictures)) >= 4
+
+
+def test_the_button_saves_and_never_overwrites(controls):
+    (controls.folder).mkdir()
+    (controls.folder / "face_2.npy").write_bytes(b"mine")
+    for number in (1, 3):
+        controls.sliders["green"].value = number
+        controls.button.click()
+        path = controls.folder / f"face_{number}.png"
+        assert (
+            np.asarray(Image.open(path)).shape == (32, 32, 3) and str(path) in controls.said.value
+        )
+        z = torch.from_numpy(np.load(path.with_suffix(".npy")))
+        assert (z == controls.latent()).all()
+        assert (linear_draw(z)[0] == np.asarray(Image.open(path))).all()
+    assert (controls.folder / "face_2.npy").read_bytes() == b"mine"
+    assert len(list(controls.folder.iterdir())) == 5
+
+
+def test_in_a_front_end_the_controls_are_shown(monkeypatch, tmp_path):
+    outputs, shown = [], Shown()
+    shell = SimpleNamespace(kernel=SimpleNamespace(_allow_stdin=True))
+    monkeypatch.setattr(explorer, "get_ipython", lambda: shell)
+    monkeypatch.setattr(explorer, "display", lambda x, **options: outputs.append(x) or shown)
+    directions = {"red": np.eye(Z_SIZE)[0]}
+    explorer.explore(linear_draw, lambda n: torch.rand(n, Z_SIZE), directions, tmp_path)
+    picture, controls = outputs
+    (slider,) = (c for c in controls.children if getattr(c, "description", "") == "red")
+    slider.value = 3
+    assert isinstance(picture, explorer.ShownImage)
+    assert len(shown.pictures) == 1 and shown.pictures[0] != picture.data
+
+
+def test_without_a_front_end_a_picture_is_left(tmp_path):
+    define = f"""
+import sys
+sys.path.insert(0, {str(HERE)!r})
+import numpy as np, torch
+from faces.explorer import explore
+def draw(z): return np.full((len(z), 32, 32, 3), 99, np.uint8)
+"""
+    call = "explore(draw, lambda n: torch.rand(n, 4), {'a': np.ones(4)}, 'saved')"
+    v4 = nbformat.v4
+    notebook = v4.new_notebook(cells=[v4.new_code_cell(define), v4.new_code_cell(call)])
+    ExecutePreprocessor(timeout=120).preprocess(notebook, {"metadata": {"path": str(tmp_path)}})
+    (output,) = notebook.cells[1].outputs
+    assert set(output.data) == {"image/png", "text/plain"}
+    assert "widgets" not in notebook.metadata and not list(tmp_path.iterdir())
+
+
+def test_a_plain_script_shows_nothing(capsys):
+    explorer.explore(linear_draw, lambda n: torch.rand(n, Z_SIZE), {}, "saved")
+    assert capsys.readouterr().out == ""
