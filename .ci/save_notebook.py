@@ -49,7 +49,8 @@ def main(executed: str, target: str) -> None:
                 output.data["image/png"] = smaller(output.data["image/png"])
         for key in ("execution", "papermill"):  # times of day
             cell.metadata.pop(key, None)
-    notebook.metadata.pop("papermill", None)
+    for key in ("papermill", "widgets"):
+        notebook.metadata.pop(key, None)
     nbformat.write(notebook, target)
 
 

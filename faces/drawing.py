@@ -51,7 +51,10 @@ def generate_faces(
         draw, sample_z = _load(weights)
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed other devices too
         if balanced:
-            return draw_balanced(lambda size: draw(sample_z(size)), n)
+            faces = draw_balanced(lambda size: draw(sample_z(size)), n)
+            if len(faces) < n:
+                raise ValueError(f"Only {len(faces)} faces that {weights} draws have a class.")
+            return faces
         sizes = (min(500, n - start) for start in range(0, n, 500))
         return np.concatenate([draw(sample_z(size)) for size in sizes])
 
