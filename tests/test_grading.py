@@ -346,7 +346,7 @@ def test_the_unsolved_starter_fails_every_point_with_a_sentence(tmp_path):
         "discriminator": "it has no layers with weights",
         "generator": "it has no layers with weights",
         "weights_init_normal": "the weights of Conv2d are left as they were",
-        "build_network": "it fails because of weights_init_normal",
+        "build_network": "D has no layers with weights",
         "real_loss": "cell 13 does not run: SyntaxError: invalid syntax, line 2 (loss =).",
         "fake_loss": "cell 13 does not run: SyntaxError",
         "optimizers": "cell 14 does not run: SyntaxError: invalid syntax, line 2 (d_optimizer =).",
