@@ -46,6 +46,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import faces  # noqa: F401 (before torch: how its threads wait)
+
+# isort: split
 import numpy as np
 import torch
 from PIL import Image
@@ -55,10 +59,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import helpers
 from benchmarks.machine import QuickJudge, busy, hardware, peak, wait_for
 from faces.notebook import load_definitions, prepare
+from faces.threads import threads_at_first
 
 CONV_DIM, Z_SIZE = 64, 100
 
@@ -240,6 +244,7 @@ def timed(
     dtype: torch.dtype,
 ) -> dict[str, float]:
     """Measure half an epoch, of steps with so many FLOP each, and the peak just before it."""
+    torch.set_num_threads(threads_at_first())  # the notebook's loop may have used fewer
     tf32 = isinstance(loop, Notebook)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
     best = peak(device, dtype)
