@@ -51,7 +51,7 @@ import traceback
 import types
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import ExitStack, chdir, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from io import StringIO
 from itertools import pairwise
@@ -188,11 +188,9 @@ def _describe(error: BaseException) -> str:
 
 
 def _rubric_test(name: str, call: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Run a test under fixed randomness, and report and record every outcome in one line.
+    """Run a test of ``name`` under fixed randomness, and report and record its outcome.
 
-    Args:
-        name: what is tested.
-        call: what it has to be able to do; said if it raises an exception.
+    If it raises another exception, ``call`` says what it has to be able to do.
     """
 
     def decorate(test: Callable[..., None]) -> Callable[..., None]:
@@ -275,11 +273,7 @@ def _require_tensor(value: Any, what: str, hint: str = "Do not leave torch.") ->
 
 
 def _write_pictures(folder: Path, n: int) -> Tensor:
-    """Write ``n`` square JPEGs, each a random 4 x 4 chequer, in two nested folders.
-
-    Returns:
-        Their colours, float tensor (n, 3, 4, 4) in [0, 1].
-    """
+    """Write ``n`` square JPEGs of random chequers in two folders; return their (n, 3, 4, 4)."""
     colors = torch.rand(n, 3, 4, 4)
     low, high = colors.amin((1, 2, 3), True), colors.amax((1, 2, 3), True)
     colors = (colors - low) / (high - low)
@@ -332,7 +326,7 @@ def test_get_dataloader(get_dataloader: Callable[..., Any]) -> None:
     """Images of a folder come shuffled, in batches, resized, in [0, 1], each once an epoch."""
     n, batch_size, size, folder = 24, 6, 24, "some_faces-7"
     root = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # the loader may keep files
-    with root, _working_directory(root.name), _quiet(), _reading(folder, size):
+    with root, chdir(root.name), _quiet(), _reading(folder, size):
         colors = _write_pictures(Path(folder), n)
         loader = get_dataloader(batch_size, size, f"{folder}/")
         if loader is None:
@@ -394,10 +388,7 @@ def _check_batch(batch: Any, batch_size: int, size: int, colors: Tensor) -> list
 
 @_rubric_test("scale", "scale(x) to take a tensor of any shape")
 def test_scale(scale: Callable[..., Tensor]) -> None:
-    """Values go linearly from [0, 1] to [-1, 1], whatever the range of the images at hand.
-
-    A fixed ``2 * x - 1`` is right; a ``feature_range`` that is used had better be used well.
-    """
+    """Values go linearly from [0, 1] to [-1, 1], whatever the range of the images at hand."""
     hint = "Use x * (max - min) + min, with min, max = feature_range."
     for shape, low, high in [((4, 3, 32, 32), 0.0, 1.0), ((3, 32, 32), 0.2, 0.7)]:
         x = torch.rand(shape) * (high - low) + low
@@ -444,11 +435,7 @@ _CUTS_OFF = re.compile("clamp|clip|hardtanh")
 
 
 class _Calls(TorchFunctionMode):
-    """Records the calls of torch functions inside it.
-
-    With ``plain``, batch norm and dropout hand their input on, which leaves a network in which
-    each output must depend on its own input alone.
-    """
+    """Records calls of torch functions; with ``plain``, batch norm and dropout do nothing."""
 
     def __init__(self, plain: bool = False) -> None:
         super().__init__()
@@ -582,9 +569,7 @@ def _plain_run(network: nn.Module, x: Tensor) -> Tensor:
 def _check_eval(network: nn.Module, x: Tensor, row: str, mixing: float) -> None:
     """Check that output i depends on input i and, batch norm apart, on no other input.
 
-    Args:
-        mixing: how much other outputs may change, of the change of output i. The standard
-            deviation over a minibatch, as one more channel, changes them little.
+    Others may change by ``mixing`` of it, as they do by a minibatch's standard deviation.
     """
     changed = x.clone()
     changed[0] = torch.rand_like(x[0]) * 2 - 1
@@ -815,24 +800,15 @@ def _own_layers(names: dict[str, Any]) -> list[nn.Module]:
 
 def _check_init(weights_init_normal: Callable[[nn.Module], Any], own: list[nn.Module]) -> None:
     """Check an initialisation on layers such as the notebook's own (on all, if it has none)."""
+    kinds = (nn.Conv2d, 32, 64, 4), (nn.ConvTranspose2d, 64, 32, 4), (nn.Linear, 200, 300)
+    some = [kind(*sizes, bias=bias) for kind, *sizes in kinds for bias in (True, False)]
+    some += [nn.BatchNorm2d(256), nn.BatchNorm1d(256)]
     layers = {
-        "Conv2d": nn.Conv2d(32, 64, 4),
-        "Conv2d without bias": nn.Conv2d(64, 32, 4, bias=False),
-        "ConvTranspose2d": nn.ConvTranspose2d(64, 32, 4),
-        "ConvTranspose2d without bias": nn.ConvTranspose2d(32, 64, 4, bias=False),
-        "Linear": nn.Linear(200, 300),
-        "Linear without bias": nn.Linear(300, 200, bias=False),
-        "BatchNorm2d": nn.BatchNorm2d(256),
-        "BatchNorm1d": nn.BatchNorm1d(256),
+        type(layer).__name__ + " without bias" * (layer.bias is None): layer
+        for layer in some
+        if any(isinstance(m, type(layer)) and (m.bias is None) == (layer.bias is None) for m in own)
+        or not own
     }
-    if own:
-        layers = {
-            name: layer
-            for name, layer in layers.items()
-            if any(
-                isinstance(m, type(layer)) and (m.bias is None) == (layer.bias is None) for m in own
-            )
-        }
     before = copy.deepcopy(layers)
     network = nn.ModuleList([*layers.values(), nn.LeakyReLU(0.2), nn.Dropout()])
     network.apply(weights_init_normal)
@@ -985,12 +961,10 @@ def _loss_and_gradient(
 
 
 def _implied_labels(x: Tensor, value: float, g: Tensor) -> dict[str, Tensor]:
-    """The labels of answers ``x`` that follow from a loss and N times its gradient.
+    """The labels (N,), for each kind of loss that fits, of answers with this loss and gradient.
 
-    Returns:
-        Labels (N,) for each kind of loss that has this value with them. For cross entropy,
-        g = sigmoid(x) - label or, of probabilities, (x - label) / (x (1 - x)); for least squares,
-        g = c (x - label) with c = 2 or, with a factor of one half, c = 1.
+    N times the gradient, g, is sigmoid(x) - label for cross entropy of logits and (x - label) /
+    (x (1 - x)) of probabilities; for least squares, 2 (x - label) or half of it.
     """
     t, up = x.sigmoid() - g, bool((g < 0).any())
     kinds = {
@@ -1591,15 +1565,7 @@ def _operands(code: types.CodeType, *operations: str) -> set[str]:
 
 
 def _reached(code: types.CodeType, names: dict[str, Any]) -> tuple[set[str], set[str]]:
-    """Follow code into its inner functions and the notebook's own functions and methods.
-
-    Args:
-        code: where to start.
-        names: the notebook's global variables.
-
-    Returns:
-        The global names that all this code reads, and those with the names of its attributes.
-    """
+    """The global names that code and the notebook's functions in it read; these and attributes."""
     codes: set[types.CodeType] = set()
     found, reads, used = {code}, set(), set()
     while not found <= codes:
@@ -1615,29 +1581,6 @@ def _reached(code: types.CodeType, names: dict[str, Any]) -> tuple[set[str], set
         found = {f.__code__ for f in functions if getattr(f, "__globals__", None) is names}
         found |= {c for outer in codes for c in outer.co_consts if isinstance(c, types.CodeType)}
     return reads, used
-
-
-@contextmanager
-def _globals(namespace: dict[str, Any], values: dict[str, Any]) -> Iterator[None]:
-    """Set global variables, and give all of them back as they were."""
-    before = dict(namespace)
-    namespace.update(values)
-    try:
-        yield
-    finally:
-        for name in namespace.keys() - before.keys():
-            del namespace[name]
-        namespace.update(before)
-
-
-@contextmanager
-def _working_directory(folder: str) -> Iterator[None]:
-    before = os.getcwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
 
 
 def _build_small(names: dict[str, Any], z_size: int) -> tuple[nn.Module, nn.Module]:
@@ -1732,7 +1675,7 @@ def _record(
     with ExitStack() as stack:
         stack.enter_context(_quiet())
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        stack.enter_context(_working_directory(folder))
+        stack.enter_context(chdir(folder))
         D, G = _build_small(names, z_size)
         training = _Training(D, G, images, 2 * len(images) // batch_size)
         dataset = TensorDataset(images, torch.arange(len(images)))
@@ -1757,7 +1700,7 @@ def _record(
             stack.callback(setattr, cell, "cell_contents", cell.cell_contents)
             cell.cell_contents = values.get(name, stand_ins.of(name, cell.cell_contents))
         try:
-            with _globals(names, values), training.watch():
+            with mock.patch.dict(names, values), training.watch():
                 losses = train(**_arguments(train, names | values))
             training.check(losses)
         except Exception as error:
@@ -1824,11 +1767,7 @@ def _cells(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _pieces(where: str, source: str) -> Iterator[_Piece]:
-    """Take the code of a cell apart.
-
-    Raises:
-        SyntaxError: if it is not Python.
-    """
+    """Take the code of a cell apart; raise SyntaxError if it is not Python."""
     try:
         tree = ast.parse(source)
     except SyntaxError:  # it may have commands of IPython: %matplotlib inline, files = !ls, help?
@@ -1888,7 +1827,7 @@ def load_definitions(notebook: str | Path) -> types.ModuleType:
         wanted = wanted.union(*(pieces[i].reads for i in more))
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
-        for context in (_quiet(), _fixed_randomness(), _plain_torch(), _working_directory(folder)):
+        for context in (_quiet(), _fixed_randomness(), _plain_torch(), chdir(folder)):
             stack.enter_context(context)
         _write_pictures(Path("processed_celeba_small"), 48)
         sys.path.insert(0, str(path.parent))
@@ -1957,13 +1896,7 @@ _MARKS = {"PASSED": ".", "FAILED": "F", "ADVICE": "a", "NOT TESTABLE HERE": "?",
 
 
 def _find(module: types.ModuleType, name: str) -> Any:
-    """Get an object of a notebook by its name.
-
-    Raises:
-        LookupError: if the notebook does not define it.
-        AssertionError: if the code that defines it does not run.
-        _NotTestable: if that code was left out.
-    """
+    """Get an object of a notebook by its name, or raise LookupError or why it is not there."""
     if hasattr(module, name):
         return getattr(module, name)
     for names, error in module.__broken__:
