@@ -1078,20 +1078,20 @@ def test_optimizers(
 
 _SAME_LATENTS = "are all the same. Draw z of shape (batch_size, z_size) inside the batch loop."
 _FAULTY = {  # what many of a network's steps do to D's answers
-    "D real down": "D learns to call real images fake. Do not swap real_loss and fake_loss.",
-    "D fake up fake down": "D's step uses the gradients of G's loss too. Call "
+    ("D", "real down"): "D learns to call real images fake. Do not swap real_loss and fake_loss.",
+    ("D", "fake up", "fake down"): "D's step uses the gradients of G's loss too. Call "
     "d_optimizer.zero_grad() just before d_loss.backward().",
-    "D fake up": "D learns to call generated images real. Use d_loss for D's step, with "
+    ("D", "fake up"): "D learns to call generated images real. Use d_loss for D's step, with "
     "fake_loss(D(fake_images)).",
-    "G fake up fake down": "G's step uses the gradients of D's loss too. Call "
+    ("G", "fake up", "fake down"): "G's step uses the gradients of D's loss too. Call "
     "g_optimizer.zero_grad() just before g_loss.backward().",
-    "G fake down": "G's loss pushes D's answer on generated images down. Use flipped labels: "
+    ("G", "fake down"): "G's loss pushes D's answer on generated images down. Use flipped labels: "
     "g_loss = real_loss(D(fake_images)).",
 }
 _WANTED = {  # what some of a network's steps must do
-    "D real up": "D never learns from real images. Add real_loss(D(real_images)) to d_loss",
-    "D fake down": "D never learns from generated images. Add fake_loss(D(fake_images)) to d_loss",
-    "G fake up": "G never learns from D's answers. Use g_loss = real_loss(D(fake_images))",
+    ("D", "real up"): "D never learns from real images. Add real_loss(D(real_images)) to d_loss",
+    ("D", "fake down"): "D never learns from generated images. Add fake_loss(D(fakes)) to d_loss",
+    ("G", "fake up"): "G never learns from D's answers. Use g_loss = real_loss(D(fake_images))",
 }
 _REAL = (1 << 32) - 1  # the bits of a mark that stand for the loader's images
 
@@ -1111,6 +1111,11 @@ def _tensors(value: Any) -> list[Tensor]:
 
 def _rows(tensor: Tensor) -> int:
     return len(tensor) if tensor.dim() else 1
+
+
+def _this_pass() -> int:
+    """The number of the backward pass that a hook runs in."""
+    return torch._C._current_graph_task_id()
 
 
 def _union(marks: np.ndarray, axis: int = 0) -> Any:
@@ -1149,8 +1154,7 @@ class _Training(TorchFunctionMode):
 
     D's answers are replaced by numbers about 0.5, with the same gradients: there, a loss of any
     kind pushes the answers up for the label real, and down for fake. The largest weight of each
-    network serves as a probe: its gradients are noted at each backward pass, so that the gradient a
-    step finds tells which passes it is the sum of.
+    network serves as a probe of its gradient: which backward passes it is the sum of.
     """
 
     def __init__(self, D: nn.Module, G: nn.Module, images: Tensor, n_batches: int) -> None:
@@ -1169,11 +1173,10 @@ class _Training(TorchFunctionMode):
         self.scalars: list[tuple[float, int, int]] = []  # value, mark, batch
         self.seen: Counter[int] = Counter()  # how often D was shown each of the images
         self.levels: dict[str, list[Tensor]] = defaultdict(list)  # gains, shifts of D's inputs
-        self.n_backward = 0
         self.pushes: dict[int, set[str]] = defaultdict(set)  # of each backward pass
         self.slopes: dict[int, list[Tensor]] = defaultdict(list)  # of its gradients by their size
-        self.gradients: dict[str, list[tuple[int, Tensor]]] = {"D": [], "G": []}
-        self.n_used = {"D": 0, "G": 0}  # gradients that were there at the last step
+        self.passes: dict[str, dict[int, Tensor]] = {"D": {}, "G": {}}  # in a network's gradient
+        self.used: dict[str, set[int]] = {"D": set(), "G": set()}  # passes of its steps
         self.before: dict[str, list[Tensor]] = {}  # weights
 
     def collate(self, pairs: list[tuple[Tensor, Tensor]]) -> Any:
@@ -1196,15 +1199,10 @@ class _Training(TorchFunctionMode):
     def watch(self) -> Iterator[None]:
         """Install all hooks, and remove them again."""
 
-        def counted(differentiate: Callable[..., Any]) -> Callable[..., Any]:
-            def run(*args: Any, **kwargs: Any) -> Any:
-                self.n_backward += 1
-                return differentiate(*args, **kwargs)
-
-            return run
-
-        def note(name: str) -> Callable[[Tensor], None]:
-            return lambda g: self.gradients[name].append((self.n_backward, g.clone()))
+        def note(name: str, probe: Tensor, gradient: Tensor) -> None:
+            if probe.grad is None or not probe.grad.any():  # zero_grad() was called
+                self.passes[name].clear()
+            self.passes[name][_this_pass()] = gradient.clone()
 
         with ExitStack() as stack:
             for hook in (
@@ -1212,12 +1210,9 @@ class _Training(TorchFunctionMode):
                 nn.modules.module.register_module_forward_hook(self._after_forward),
                 optimizer_hooks.register_optimizer_step_pre_hook(self._before_step),
                 optimizer_hooks.register_optimizer_step_post_hook(self._after_step),
-                *(probe.register_hook(note(name)) for name, probe in self.probes.items()),
+                *(p.register_hook(functools.partial(note, n, p)) for n, p in self.probes.items()),
             ):
                 stack.callback(hook.remove)
-            for name in ("backward", "grad"):
-                wrapped = counted(getattr(torch.autograd, name))
-                stack.enter_context(mock.patch.object(torch.autograd, name, wrapped))
             stack.enter_context(self)
             yield
 
@@ -1301,7 +1296,7 @@ class _Training(TorchFunctionMode):
         if name == "G":
             if call.training and len(given) > 1 and torch.equal(given[0], given[1]):
                 raise _Wrong(f"the latents of G's training {_SAME_LATENTS}")
-            note = unserializable_hook(lambda g: call.passes.add(self.n_backward))
+            note = unserializable_hook(lambda g: call.passes.add(_this_pass()))
         else:
             kinds = self._kinds(call, given.flatten(1))
             if output.numel() == len(kinds):
@@ -1338,16 +1333,16 @@ class _Training(TorchFunctionMode):
 
     def _note_push(self, call: _Call, kinds: list[str], gradient: Tensor) -> None:
         """Note which way a backward pass pushes D's answers."""
-        call.passes.add(self.n_backward)
+        call.passes.add(number := _this_pass())
         g, x = gradient.flatten().cpu().float(), call.result.flatten()
         for kind in ("real", "fake"):
             chosen = torch.tensor([k == kind for k in kinds])
             if chosen.any() and len(g) == len(kinds):
                 mean, centred = g[chosen].mean(), x[chosen] - x[chosen].mean()
                 if abs(mean) > 0.25 * g[chosen].abs().sum() / len(kinds):
-                    self.pushes[self.n_backward].add(f"{kind} {'up' if mean < 0 else 'down'}")
+                    self.pushes[number].add(f"{kind} {'up' if mean < 0 else 'down'}")
                     slope = (g[chosen] * centred).sum() / centred.square().sum()
-                    self.slopes[self.n_backward].append(slope / mean.abs())
+                    self.slopes[number].append(slope / mean.abs())
 
     # What steps do
 
@@ -1364,45 +1359,37 @@ class _Training(TorchFunctionMode):
             return
         for name, parameters in self.parameters.items():
             self.before[name] = [p.detach().clone() for p in parameters]
-        gradients, n_used = self.gradients[owner], self.n_used[owner]
-        found = self.probes[owner].grad
-        if found is None or not found.any() or len(gradients) <= n_used:
+        found, summands = self.probes[owner].grad, self.passes[owner]
+        if found is None or not found.any() or not summands.keys() - self.used[owner]:
             raise self._no_gradient(owner)
-        start = self._first_summand(found, gradients)
-        passes = {i for i, _ in gradients[n_used if start is None else max(start, n_used) :]}
-        pushes = set().union(*(self.pushes[i] for i in passes))
-        piled_up = start is not None and start < n_used
+        last, gradient = list(summands.items())[-1]
+        if F.cosine_similarity(found.flatten(), gradient.flatten(), 0) > 0.9999:  # p.grad = ...
+            summands = {last: gradient}
+        passes = summands.keys() - self.used[owner]
+        piled_up = bool(summands.keys() & self.used[owner])
+        pushes = self._pushes(passes)
         self.steps[owner].append(_Step(optimizer, self.n_batches, passes, pushes, piled_up))
-        self.n_used[owner] = len(gradients)
+        self.used[owner] |= passes
         self.inside = True
+
+    def _pushes(self, passes: set[int]) -> set[str]:
+        return set().union(*(self.pushes[i] for i in passes))
 
     def _no_gradient(self, owner: str) -> _Wrong:
         """Say why there is no gradient for a step."""
         other = {"D": "G", "G": "D"}[owner]
-        fresh = self.gradients[other][self.n_used[other] :]
-        pushes = set().union(*(self.pushes[i] for i, _ in fresh))
+        pushes = self._pushes(self.passes[other].keys() - self.used[other])
         loss, own = f"{owner.lower()}_loss", f"{owner.lower()}_optimizer"
-        if {wish[2:] for wish in _WANTED if wish[0] == other} <= pushes:
+        if all(push in pushes for name, push in _WANTED if name == other):
             return _Wrong(
                 f"the optimizers are swapped: {other.lower()}_loss.backward() is followed by a "
                 f"step of {owner}. Step the one that holds {other}'s parameters."
             )
+        through = "D's answers." if owner == "D" else "D(G(z)) without detach()."
         return _Wrong(
             f"{own}.step() runs, but no gradient of {loss} has reached {owner}. Call "
-            f"{loss}.backward() before it, through "
-            + ("D's answers." if owner == "D" else "D(G(z)) without detach().")
+            f"{loss}.backward() before it, through {through}"
         )
-
-    @staticmethod
-    def _first_summand(found: Tensor, gradients: list[tuple[int, Tensor]]) -> int | None:
-        """Find from which noted gradient on they add up to the one found (up to a factor)."""
-        total = torch.zeros_like(found)
-        for i in reversed(range(len(gradients))):
-            total = total + gradients[i][1].to(found.device)
-            factor = (found * total).sum() / total.square().sum()
-            if factor > 0 and (found - factor * total).norm() <= 0.01 * found.norm():
-                return i
-        return None
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         owner = self._owner(optimizer)
@@ -1421,22 +1408,19 @@ class _Training(TorchFunctionMode):
         if not self.seen:
             raise _Wrong("D is never shown the loader's images. Use real_loss(D(real_images)).")
         self._check_levels()
-        wanted = {name: {w[2:] for w in _WANTED if w[0] == name} for name in "DG"}
-        for faulty, message in _FAULTY.items():  # a few labels may be flipped on purpose
-            name, pushes = faulty[0], set(re.findall("(?:real|fake) (?:up|down)", faulty))
-            judged = [s for s in self.steps[name] if not (s.piled_up and s.pushes & wanted[name])]
-            if judged and 3 * sum(pushes <= s.pushes for s in judged) >= len(judged):
+        for (name, *pushes), message in _FAULTY.items():  # a few labels may be flipped on purpose
+            right = {push for network, push in _WANTED if network == name}
+            judged = [s for s in self.steps[name] if not (s.piled_up and s.pushes & right)]
+            if judged and 3 * sum(s.pushes.issuperset(pushes) for s in judged) >= len(judged):
                 raise _Wrong(message)
         for name, steps in self.steps.items():
             own = f"{name.lower()}_optimizer"
             if not steps:
                 raise _Wrong(f"{name} is never updated. Call {own}.step() in the training loop.")
             if 3 * sum(s.piled_up for s in steps) >= len(steps):
-                raise _Wrong(
-                    f"gradients of {name} pile up from step to step. Call {own}.zero_grad()."
-                )
-        for wish, message in _WANTED.items():
-            if not any(wish[2:] in s.pushes for s in self.steps[wish[0]]):
+                raise _Wrong(f"gradients of {name} pile up from step to step. Use zero_grad().")
+        for (name, push), message in _WANTED.items():
+            if not any(push in s.pushes for s in self.steps[name]):
                 raise _Wrong(f"{message}, and call zero_grad() before backward(), not after it.")
         if self.n_batches < self.expected:
             raise self._wrong_number(str(self.n_batches))
