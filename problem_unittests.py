@@ -300,7 +300,7 @@ def _which_pictures(images: Tensor, colors: Tensor) -> list[int | None]:
 
 
 @contextmanager
-def _reading(folder: str, size: int) -> Iterator[None]:
+def _reading(folder: str) -> Iterator[None]:
     """Explain the exceptions of a loader."""
     try:
         yield
@@ -312,10 +312,7 @@ def _reading(folder: str, size: int) -> Iterator[None]:
             raise _Wrong("images of a batch are PIL images. Add transforms.ToTensor().") from None
         if "equal size" not in str(error):
             raise
-        raise _Wrong(
-            f"images are not resized: they must be {size} x {size} for image_size={size}, or they "
-            "cannot be stacked to a batch. Use transforms.Resize(image_size)."
-        ) from None
+        raise _Wrong("images are not resized. Use transforms.Resize(image_size).") from None
 
 
 @_rubric_test(
@@ -326,7 +323,7 @@ def test_get_dataloader(get_dataloader: Callable[..., Any]) -> None:
     """Images of a folder come shuffled, in batches, resized, in [0, 1], each once an epoch."""
     n, batch_size, size, folder = 24, 6, 24, "some_faces-7"
     root = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # the loader may keep files
-    with root, chdir(root.name), _quiet(), _reading(folder, size):
+    with root, chdir(root.name), _quiet(), _reading(folder):
         colors = _write_pictures(Path(folder), n)
         loader = get_dataloader(batch_size, size, f"{folder}/")
         if loader is None:
@@ -341,10 +338,8 @@ def test_get_dataloader(get_dataloader: Callable[..., Any]) -> None:
                 if len(shown) > n:
                     raise _Wrong(f"an epoch does not end. Expected {n} images, got more.")
             if starts != list(range(0, len(shown), batch_size)):
-                raise _Wrong(
-                    f"batch_size={batch_size} is not respected: batches of "
-                    f"{[b - a for a, b in pairwise([*starts, len(shown)])]}. Pass it on."
-                )
+                sizes = [b - a for a, b in pairwise([*starts, len(shown)])]
+                raise _Wrong(f"batch_size={batch_size} is not respected: batches of {sizes}.")
             orders.append(shown)
     if orders[0] and not orders[1]:
         raise _Wrong("a second epoch gives nothing. Return the DataLoader, not iter() of it.")
@@ -369,20 +364,15 @@ def _check_batch(batch: Any, batch_size: int, size: int, colors: Tensor) -> list
     if images.dim() != 4:
         raise _Wrong(f"the images do not come in batches. {expected} Return a DataLoader.")
     if images.shape[1:] != (3, size, size):
-        raise _Wrong(
-            f"images have the wrong size for image_size={size}. {expected} Use "
-            "transforms.Resize(image_size), and keep the 3 colour channels."
-        )
+        raise _Wrong(f"images have the wrong size for image_size={size}. {expected} Use Resize.")
     if not images.is_floating_point():
         raise _Wrong(f"images must be float32, not {images.dtype}. Use transforms.ToTensor().")
     if images.min() < -1e-3 or images.max() > 1 + 1e-3:
         raise _Wrong(f"pixel values must lie in [0, 1]: {_span(images)}. Do not Normalize.")
     shown = _which_pictures(images, colors)
     if None in shown:
-        raise _Wrong(
-            "an image does not show a whole picture of data_dir, but a part of it, another image "
-            "or other colours. Use Resize instead of a crop, and read RGB."
-        )
+        why = "a part, another image or other colours. Use Resize instead of a crop, and read RGB."
+        raise _Wrong(f"an image does not show a whole picture of data_dir, but {why}")
     return shown
 
 
@@ -581,10 +571,8 @@ def _check_eval(network: nn.Module, x: Tensor, row: str, mixing: float) -> None:
         raise _Wrong("the output does not depend on the input. Pass each layer's result on.")
     recentred = (after - before).mean(0).abs().max() < 1e-3 * change.max()
     if changed_rows != [0] or recentred:
-        raise _Wrong(
-            f"it mixes the {row}s of a batch: a change of {row} 0 changes outputs {changed_rows}. "
-            "Keep the batch dimension first, and use no operation across it."
-        )
+        effect = f"a change of {row} 0 changes outputs {changed_rows}"
+        raise _Wrong(f"it mixes the {row}s of a batch: {effect}. Keep the batch dimension first.")
     with torch.no_grad():
         if not torch.allclose(network(x), network(x), atol=1e-5):
             _advise("noise of its own in eval mode. Draw noise only if self.training.")
@@ -594,10 +582,7 @@ def _check_gradients(network: nn.Module, x: Tensor, out: Tensor, calls: _Calls) 
     """Check that gradients reach the input and the weights of each layer that ran."""
     hint = "Do not use detach(), .data, .numpy() or torch.no_grad() in forward."
     if calls.stacked and not {"add", "__add__", "__iadd__", "cat"} & set(calls.names):
-        raise _Wrong(
-            "there is no activation between two of its convolutions. Apply F.leaky_relu(x, 0.2) or "
-            "F.relu(x) to each hidden layer's output in forward."
-        )
+        raise _Wrong("there is no activation between two of its convolutions. Use F.leaky_relu(x).")
     if not out.requires_grad:
         raise _Wrong(f"no gradient flows through it. {hint}")
     (out * torch.randn_like(out)).sum().backward()
@@ -684,9 +669,9 @@ def test_discriminator(Discriminator: Callable[..., nn.Module]) -> None:
         x.requires_grad_()
         out, calls = _check_forward(D, x, "conv2d")
         if out.numel() != n or out.shape[:1] != (n,):
+            got = f"Expected shape ({n}, 1), got {_shape(out)}"
             raise _Wrong(
-                f"the output must be one number for each image. Expected shape ({n}, 1), got "
-                f"{_shape(out)}. Flatten with x.flatten(1) and end with nn.Linear(features, 1)."
+                f"the output must be one number for each image. {got}. Flatten with x.flatten(1)."
             )
         is_logit = _check_logit(calls.after_last, _context(Discriminator))
         _check_gradients(D, x, out, calls)
@@ -727,8 +712,7 @@ def test_generator(Generator: Callable[..., nn.Module]) -> None:
         expected = (n, 3, IMAGE_SIZE, IMAGE_SIZE)
         if out.shape != expected:
             raise _Wrong(
-                f"the output for latents of shape ({n}, {z_size}) must be images. Expected shape "
-                f"{expected}, got {_shape(out)}."
+                f"the output must be images. Expected shape {expected}, got {_shape(out)}."
             )
         _check_gradients(G, z, out, calls)
         ignored = (z.grad == 0).all(0).sum()
@@ -748,8 +732,7 @@ def test_generator(Generator: Callable[..., nn.Module]) -> None:
         raise _Wrong(f"pixel values leave [-1, 1]: {_span(pixels)}. {hint}")
     if pixels.min() > -0.5 or pixels.max() < 0.5:
         raise _Wrong(
-            f"pixel values do not span [-1, 1]. Expected -1 to 1, got {_span(pixels)} whatever the "
-            f"weights, as from a sigmoid or ReLU. {hint}"
+            f"pixel values do not span [-1, 1]. Expected -1 to 1, got {_span(pixels)}. {hint}"
         )
     G = _make_G(Generator, 20, 8)[0].to(z.device)
     _check_eval(G, z, "latent", mixing=1e-3)
@@ -773,20 +756,14 @@ def _check_normal(weight: Tensor, where: str) -> None:
         return
     values = weight.detach().cpu().double().flatten()
     mean, std = values.mean(), values.std()
-    expected = "Expected weights drawn from a normal distribution with mean 0 and standard "
-    expected += "deviation 0.02, got "
     hint = "Use nn.init.normal_(m.weight, 0.0, 0.02)."
     if abs(mean) >= 6.5 * 0.02 / n**0.5 or abs(std / 0.02 - 1) >= 6.5 / (2 * n) ** 0.5:
-        raise _Wrong(
-            f"{where} has the wrong distribution of weights. {expected}mean {mean:.4f} and "
-            f"standard deviation {std:.4f}. {hint}"
-        )
+        got = f"mean {mean:.4f} and standard deviation {std:.4f} instead of 0 and 0.02"
+        raise _Wrong(f"{where} has the wrong distribution of weights: {got}. {hint}")
     kurtosis = ((values - mean) / std).pow(4).mean()
     if n > 20_000 and abs(kurtosis - 3) >= 12 * (24 / n) ** 0.5:
-        raise _Wrong(
-            f"the weights of {where} are not normally distributed. {expected}another shape "
-            f"(kurtosis {kurtosis:.2f} instead of 3). {hint}"
-        )
+        got = f"kurtosis {kurtosis:.2f} instead of 3"
+        raise _Wrong(f"the weights of {where} are not normally distributed: {got}. {hint}")
 
 
 def _own_layers(names: dict[str, Any]) -> list[nn.Module]:
@@ -825,10 +802,8 @@ def _check_init(weights_init_normal: Callable[[nn.Module], Any], own: list[nn.Mo
                 raise _Wrong(f"{name} is drawn from the wrong distribution. Leave it alone.")
             continue
         if torch.equal(layer.weight, before[name].weight):
-            raise _Wrong(
-                f"the weights of {name.split()[0]} are left as they were. Initialise what "
-                "isinstance(m, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))."
-            )
+            use = "Test isinstance(m, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))."
+            raise _Wrong(f"the weights of {name.split()[0]} are left as they were. {use}")
         _check_normal(layer.weight, name)
         if not isinstance(layer.weight, nn.Parameter) or not layer.weight.requires_grad:
             raise _Wrong(f"the weights of {name} can no longer be trained. Change them in place.")
@@ -898,10 +873,8 @@ def test_build_network(build_network: Callable[..., Any]) -> None:
     with suppress(RuntimeError):
         fits = D(x).numel() == n and G(z).shape == x.shape
     if not fits:
-        raise _Wrong(
-            "the networks do not fit: D must take images, and G make them from latents of z_size "
-            "numbers. Return D, G in this order and pass z_size to G."
-        )
+        hint = "Return D, G in this order and pass z_size to G."
+        raise _Wrong(f"the networks do not fit: D must take what G makes of z_size numbers. {hint}")
     if {id(p) for p in D.parameters()} & {id(p) for p in G.parameters()}:
         raise _Wrong("D and G share parameters. Expected two networks with their own weights.")
     with _blame_init(names, _Wrong):
@@ -920,10 +893,8 @@ def test_build_network(build_network: Callable[..., Any]) -> None:
     ):
         small, same, wide = map(_count, networks)
         if not small == same < wide:
-            raise _Wrong(
-                f"{name} must set the size of {what}, and nothing else: got {small:,}, {same:,} "
-                f"and {wide:,} parameters for {name} of 16, 16 and 24."
-            )
+            got = f"got {small:,}, {same:,}, {wide:,} parameters for {name} of 16, 16, 24"
+            raise _Wrong(f"{name} must set the size of {what}, and nothing else: {got}.")
     if all(torch.equal(a, b) for a, b in zip(same_D.parameters(), D.parameters(), strict=True)):
         raise _Wrong("a second call gives the same weights. Make new networks, without a seed.")
 
@@ -1006,10 +977,8 @@ def _check_loss(loss: Callable[..., Tensor], low: float, high: float, **options:
         raise _Wrong(f"the sign of the loss is flipped{called}. Remove the minus.")
     if pooled:
         label = round(float(pooled[0].mean()), 2) + 0.0
-        raise _Wrong(
-            f"the label{called} is wrong for {kind} images. Expected {right} (smoothed: "
-            f"{smoothed}), got {label:.2f}. Use torch.{kinds}(D_out.size(0))."
-        )
+        expected = f"Expected {right} (smoothed: {smoothed}), got {label:.2f}. Use torch.{kinds}."
+        raise _Wrong(f"the label{called} is wrong for {kind} images. {expected}")
     raise _Wrong(
         f"it is neither binary cross entropy nor least squares nor hinge loss{called}, averaged "
         "over the batch. Use nn.BCEWithLogitsLoss() on D_out itself, without a sigmoid."
@@ -1056,10 +1025,8 @@ def test_optimizers(
         expected = list(networks.values()).count(owner)
         if held[owner] != {owner: expected}:
             got = " and ".join(f"{n} of {network}" for network, n in held[owner].items())
-            raise _Wrong(
-                f"{name} must hold exactly the parameters of {owner}. Expected {expected} tensors "
-                f"of {owner}, got {got}. Make it after {owner}."
-            )
+            got = f"Expected {expected} tensors of {owner}, got {got}"
+            raise _Wrong(f"{name} must hold exactly the parameters of {owner}. {got}.")
         highest = 0.5 if isinstance(optimizer, torch.optim.SGD) else 0.01
         for group in optimizer.param_groups:
             lr, (beta1, beta2) = float(group["lr"]), group.get("betas", (0.5, 0.999))
@@ -1381,10 +1348,8 @@ class _Training(TorchFunctionMode):
         pushes = self._pushes(self.passes[other].keys() - self.used[other])
         loss, own = f"{owner.lower()}_loss", f"{owner.lower()}_optimizer"
         if all(push in pushes for name, push in _WANTED if name == other):
-            return _Wrong(
-                f"the optimizers are swapped: {other.lower()}_loss.backward() is followed by a "
-                f"step of {owner}. Step the one that holds {other}'s parameters."
-            )
+            after = f"{other.lower()}_loss.backward() is followed by a step of {owner}"
+            return _Wrong(f"the optimizers are swapped: {after}. Step that of {other}.")
         through = "D's answers." if owner == "D" else "D(G(z)) without detach()."
         return _Wrong(
             f"{own}.step() runs, but no gradient of {loss} has reached {owner}. Call "
@@ -1468,9 +1433,7 @@ class _Training(TorchFunctionMode):
             for s in steps:
                 epochs[s.n_batches > self.expected // 2].add(id(s.optimizer))
             if all(epochs) and not epochs[0] & epochs[1]:
-                raise _Wrong(
-                    f"{name} gets a new optimizer each epoch. Make it once, before the loops."
-                )
+                raise _Wrong(f"{name} gets a new optimizer each epoch. Make it before the loops.")
         if n_G <= 2 and n_D >= 4 * n_G:
             raise _Wrong(f"G is trained once an epoch: {n_G} steps of G for {n_D} of D.")
 
@@ -1498,8 +1461,7 @@ class _Training(TorchFunctionMode):
         ratio = float(a.std() / b.std().clamp(min=1e-6))
         if not 1 / 1.3 < ratio < 1.3 or abs(a.mean() - b.mean()) > 0.3 * a.std():
             raise _Wrong(
-                f"the latents of the samples come from another distribution (standard deviation "
-                f"{b.std():.2f}) than those of the training ({a.std():.2f}). Draw fixed_z like z."
+                "the latents of the samples come from another distribution. Draw fixed_z like z."
             )
 
     def _check_losses(self, losses: Any) -> None:
@@ -1702,14 +1664,9 @@ def _arguments(train: Callable[..., Any], known: dict[str, Any]) -> dict[str, An
     for p in parameters:
         optional = p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
         if not optional and p.name not in known:
-            raise _Wrong(
-                f"it has an unknown argument {p.name}. Use train(D, G, n_epochs, print_every)."
-            )
-    return {
-        p.name: known[p.name]
-        for p in parameters
-        if p.name in known and (p.name in usual or p.default is p.empty)
-    }
+            raise _Wrong(f"it has an unknown argument {p.name}. Use train(D, G, n_epochs).")
+    chosen = [p.name for p in parameters if p.name in usual or p.default is p.empty]
+    return {name: known[name] for name in chosen if name in known}
 
 
 # --------------------------------------------------------------- a notebook on disk
@@ -2015,11 +1972,8 @@ def _grade_all(
         stack.callback(lambda: [_end(child) for _, child, *_ in running.values()])
         while waiting or running:
             while waiting and len(running) < (cores or 1):
-                path, key, folder = (
-                    waiting.pop(0),
-                    secrets.token_bytes(),
-                    tempfile.mkdtemp(dir=root),
-                )
+                path, folder = waiting.pop(0), tempfile.mkdtemp(dir=root)
+                key = secrets.token_bytes()
                 arguments = (path.absolute(), folder, key, gigabytes)
                 child = context.Process(target=_grade_alone, args=arguments)
                 child.start()
