@@ -670,9 +670,7 @@ def test_discriminator(Discriminator: Callable[..., nn.Module]) -> None:
         out, calls = _check_forward(D, x, "conv2d")
         if out.numel() != n or out.shape[:1] != (n,):
             got = f"Expected shape ({n}, 1), got {_shape(out)}"
-            raise _Wrong(
-                f"the output must be one number for each image. {got}. Flatten with x.flatten(1)."
-            )
+            raise _Wrong(f"the output must be one number for each image. {got}. Use x.flatten(1).")
         is_logit = _check_logit(calls.after_last, _context(Discriminator))
         _check_gradients(D, x, out, calls)
         if not F.max_pool2d(x.grad.abs(), IMAGE_SIZE // 2).all():  # (n, 3, 2, 2): quarters
@@ -711,14 +709,12 @@ def test_generator(Generator: Callable[..., nn.Module]) -> None:
             ) from None
         expected = (n, 3, IMAGE_SIZE, IMAGE_SIZE)
         if out.shape != expected:
-            raise _Wrong(
-                f"the output must be images. Expected shape {expected}, got {_shape(out)}."
-            )
+            raise _Wrong(f"it must make images. Expected shape {expected}, got {_shape(out)}.")
         _check_gradients(G, z, out, calls)
-        ignored = (z.grad == 0).all(0).sum()
-        if ignored:
+        n_zero = (z.grad == 0).all(0).sum()
+        if n_zero:
             raise _Wrong(
-                f"part of z is ignored: {ignored} of its {z_size} numbers have no gradient."
+                f"part of z is ignored: {n_zero} of its {z_size} numbers have no gradient."
             )
         last = next((name for name in reversed(calls.names) if not name.startswith("__")), "")
         if _CUTS_OFF.search(last):
@@ -731,9 +727,8 @@ def test_generator(Generator: Callable[..., nn.Module]) -> None:
     if pixels.abs().max() > 1:
         raise _Wrong(f"pixel values leave [-1, 1]: {_span(pixels)}. {hint}")
     if pixels.min() > -0.5 or pixels.max() < 0.5:
-        raise _Wrong(
-            f"pixel values do not span [-1, 1]. Expected -1 to 1, got {_span(pixels)}. {hint}"
-        )
+        span = f"Expected -1 to 1, got {_span(pixels)}"
+        raise _Wrong(f"pixel values do not span [-1, 1]. {span}. {hint}")
     G = _make_G(Generator, 20, 8)[0].to(z.device)
     _check_eval(G, z, "latent", mixing=1e-3)
     _check_not_linear(lambda inputs: _plain_run(G, inputs).atanh(), z)
@@ -979,9 +974,11 @@ def _check_loss(loss: Callable[..., Tensor], low: float, high: float, **options:
         label = round(float(pooled[0].mean()), 2) + 0.0
         expected = f"Expected {right} (smoothed: {smoothed}), got {label:.2f}. Use torch.{kinds}."
         raise _Wrong(f"the label{called} is wrong for {kind} images. {expected}")
+    usual = (
+        f"binary cross entropy nor least squares nor hinge loss{called}, averaged over the batch"
+    )
     raise _Wrong(
-        f"it is neither binary cross entropy nor least squares nor hinge loss{called}, averaged "
-        "over the batch. Use nn.BCEWithLogitsLoss() on D_out itself, without a sigmoid."
+        f"it is neither {usual}. Use BCEWithLogitsLoss on D_out itself, without a sigmoid."
     )
 
 
@@ -1421,9 +1418,8 @@ class _Training(TorchFunctionMode):
         # D may take a step every few batches only: then some images can be left out.
         reused = self.seen.total() >= 2 * n_images or n_G < self.expected
         if len(self.seen) < n_images and reused:
-            raise _Wrong(
-                f"it does not train on all images: D sees {len(self.seen)} of the {n_images}."
-            )
+            seen = f"D sees {len(self.seen)} of the {n_images}"
+            raise _Wrong(f"it does not train on all images: {seen}. Loop over the whole loader.")
         for call in self.calls:
             if self._owners(call) and not call.training:
                 name = call.network
@@ -1460,9 +1456,7 @@ class _Training(TorchFunctionMode):
         a, b = (torch.cat([z.flatten() for z in group]) for group in (train, fixed))
         ratio = float(a.std() / b.std().clamp(min=1e-6))
         if not 1 / 1.3 < ratio < 1.3 or abs(a.mean() - b.mean()) > 0.3 * a.std():
-            raise _Wrong(
-                "the latents of the samples come from another distribution. Draw fixed_z like z."
-            )
+            raise _Wrong("the latents of the samples come from another distribution than z's.")
 
     def _check_losses(self, losses: Any) -> None:
         if losses is None:
