@@ -51,7 +51,7 @@ import traceback
 import types
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import ExitStack, chdir, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from io import StringIO
 from itertools import pairwise
@@ -188,11 +188,9 @@ def _describe(error: BaseException) -> str:
 
 
 def _rubric_test(name: str, call: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Run a test under fixed randomness, and report and record every outcome in one line.
+    """Run a test of ``name`` under fixed randomness, and report and record its outcome.
 
-    Args:
-        name: what is tested.
-        call: what it has to be able to do; said if it raises an exception.
+    If it raises another exception, ``call`` says what it has to be able to do.
     """
 
     def decorate(test: Callable[..., None]) -> Callable[..., None]:
@@ -275,11 +273,7 @@ def _require_tensor(value: Any, what: str, hint: str = "Do not leave torch.") ->
 
 
 def _write_pictures(folder: Path, n: int) -> Tensor:
-    """Write ``n`` square JPEGs, each a random 4 x 4 chequer, in two nested folders.
-
-    Returns:
-        Their colours, float tensor (n, 3, 4, 4) in [0, 1].
-    """
+    """Write ``n`` square JPEGs of random chequers in two folders; return their (n, 3, 4, 4)."""
     colors = torch.rand(n, 3, 4, 4)
     low, high = colors.amin((1, 2, 3), True), colors.amax((1, 2, 3), True)
     colors = (colors - low) / (high - low)
@@ -306,7 +300,7 @@ def _which_pictures(images: Tensor, colors: Tensor) -> list[int | None]:
 
 
 @contextmanager
-def _reading(folder: str, size: int) -> Iterator[None]:
+def _reading(folder: str) -> Iterator[None]:
     """Explain the exceptions of a loader."""
     try:
         yield
@@ -318,10 +312,7 @@ def _reading(folder: str, size: int) -> Iterator[None]:
             raise _Wrong("images of a batch are PIL images. Add transforms.ToTensor().") from None
         if "equal size" not in str(error):
             raise
-        raise _Wrong(
-            f"images are not resized: they must be {size} x {size} for image_size={size}, or they "
-            "cannot be stacked to a batch. Use transforms.Resize(image_size)."
-        ) from None
+        raise _Wrong("images are not resized. Use transforms.Resize(image_size).") from None
 
 
 @_rubric_test(
@@ -332,7 +323,7 @@ def test_get_dataloader(get_dataloader: Callable[..., Any]) -> None:
     """Images of a folder come shuffled, in batches, resized, in [0, 1], each once an epoch."""
     n, batch_size, size, folder = 24, 6, 24, "some_faces-7"
     root = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # the loader may keep files
-    with root, _working_directory(root.name), _quiet(), _reading(folder, size):
+    with root, chdir(root.name), _quiet(), _reading(folder):
         colors = _write_pictures(Path(folder), n)
         loader = get_dataloader(batch_size, size, f"{folder}/")
         if loader is None:
@@ -347,10 +338,8 @@ def test_get_dataloader(get_dataloader: Callable[..., Any]) -> None:
                 if len(shown) > n:
                     raise _Wrong(f"an epoch does not end. Expected {n} images, got more.")
             if starts != list(range(0, len(shown), batch_size)):
-                raise _Wrong(
-                    f"batch_size={batch_size} is not respected: batches of "
-                    f"{[b - a for a, b in pairwise([*starts, len(shown)])]}. Pass it on."
-                )
+                sizes = [b - a for a, b in pairwise([*starts, len(shown)])]
+                raise _Wrong(f"batch_size={batch_size} is not respected: batches of {sizes}.")
             orders.append(shown)
     if orders[0] and not orders[1]:
         raise _Wrong("a second epoch gives nothing. Return the DataLoader, not iter() of it.")
@@ -375,29 +364,21 @@ def _check_batch(batch: Any, batch_size: int, size: int, colors: Tensor) -> list
     if images.dim() != 4:
         raise _Wrong(f"the images do not come in batches. {expected} Return a DataLoader.")
     if images.shape[1:] != (3, size, size):
-        raise _Wrong(
-            f"images have the wrong size for image_size={size}. {expected} Use "
-            "transforms.Resize(image_size), and keep the 3 colour channels."
-        )
+        raise _Wrong(f"images have the wrong size for image_size={size}. {expected} Use Resize.")
     if not images.is_floating_point():
         raise _Wrong(f"images must be float32, not {images.dtype}. Use transforms.ToTensor().")
     if images.min() < -1e-3 or images.max() > 1 + 1e-3:
         raise _Wrong(f"pixel values must lie in [0, 1]: {_span(images)}. Do not Normalize.")
     shown = _which_pictures(images, colors)
     if None in shown:
-        raise _Wrong(
-            "an image does not show a whole picture of data_dir, but a part of it, another image "
-            "or other colours. Use Resize instead of a crop, and read RGB."
-        )
+        why = "a part, another image or other colours. Use Resize instead of a crop, and read RGB."
+        raise _Wrong(f"an image does not show a whole picture of data_dir, but {why}")
     return shown
 
 
 @_rubric_test("scale", "scale(x) to take a tensor of any shape")
 def test_scale(scale: Callable[..., Tensor]) -> None:
-    """Values go linearly from [0, 1] to [-1, 1], whatever the range of the images at hand.
-
-    A fixed ``2 * x - 1`` is right; a ``feature_range`` that is used had better be used well.
-    """
+    """Values go linearly from [0, 1] to [-1, 1], whatever the range of the images at hand."""
     hint = "Use x * (max - min) + min, with min, max = feature_range."
     for shape, low, high in [((4, 3, 32, 32), 0.0, 1.0), ((3, 32, 32), 0.2, 0.7)]:
         x = torch.rand(shape) * (high - low) + low
@@ -444,11 +425,7 @@ _CUTS_OFF = re.compile("clamp|clip|hardtanh")
 
 
 class _Calls(TorchFunctionMode):
-    """Records the calls of torch functions inside it.
-
-    With ``plain``, batch norm and dropout hand their input on, which leaves a network in which
-    each output must depend on its own input alone.
-    """
+    """Records calls of torch functions; with ``plain``, batch norm and dropout do nothing."""
 
     def __init__(self, plain: bool = False) -> None:
         super().__init__()
@@ -582,9 +559,7 @@ def _plain_run(network: nn.Module, x: Tensor) -> Tensor:
 def _check_eval(network: nn.Module, x: Tensor, row: str, mixing: float) -> None:
     """Check that output i depends on input i and, batch norm apart, on no other input.
 
-    Args:
-        mixing: how much other outputs may change, of the change of output i. The standard
-            deviation over a minibatch, as one more channel, changes them little.
+    Others may change by ``mixing`` of it, as they do by a minibatch's standard deviation.
     """
     changed = x.clone()
     changed[0] = torch.rand_like(x[0]) * 2 - 1
@@ -596,10 +571,8 @@ def _check_eval(network: nn.Module, x: Tensor, row: str, mixing: float) -> None:
         raise _Wrong("the output does not depend on the input. Pass each layer's result on.")
     recentred = (after - before).mean(0).abs().max() < 1e-3 * change.max()
     if changed_rows != [0] or recentred:
-        raise _Wrong(
-            f"it mixes the {row}s of a batch: a change of {row} 0 changes outputs {changed_rows}. "
-            "Keep the batch dimension first, and use no operation across it."
-        )
+        effect = f"a change of {row} 0 changes outputs {changed_rows}"
+        raise _Wrong(f"it mixes the {row}s of a batch: {effect}. Keep the batch dimension first.")
     with torch.no_grad():
         if not torch.allclose(network(x), network(x), atol=1e-5):
             _advise("noise of its own in eval mode. Draw noise only if self.training.")
@@ -609,10 +582,7 @@ def _check_gradients(network: nn.Module, x: Tensor, out: Tensor, calls: _Calls) 
     """Check that gradients reach the input and the weights of each layer that ran."""
     hint = "Do not use detach(), .data, .numpy() or torch.no_grad() in forward."
     if calls.stacked and not {"add", "__add__", "__iadd__", "cat"} & set(calls.names):
-        raise _Wrong(
-            "there is no activation between two of its convolutions. Apply F.leaky_relu(x, 0.2) or "
-            "F.relu(x) to each hidden layer's output in forward."
-        )
+        raise _Wrong("there is no activation between two of its convolutions. Use F.leaky_relu(x).")
     if not out.requires_grad:
         raise _Wrong(f"no gradient flows through it. {hint}")
     (out * torch.randn_like(out)).sum().backward()
@@ -699,10 +669,8 @@ def test_discriminator(Discriminator: Callable[..., nn.Module]) -> None:
         x.requires_grad_()
         out, calls = _check_forward(D, x, "conv2d")
         if out.numel() != n or out.shape[:1] != (n,):
-            raise _Wrong(
-                f"the output must be one number for each image. Expected shape ({n}, 1), got "
-                f"{_shape(out)}. Flatten with x.flatten(1) and end with nn.Linear(features, 1)."
-            )
+            got = f"Expected shape ({n}, 1), got {_shape(out)}"
+            raise _Wrong(f"the output must be one number for each image. {got}. Use x.flatten(1).")
         is_logit = _check_logit(calls.after_last, _context(Discriminator))
         _check_gradients(D, x, out, calls)
         if not F.max_pool2d(x.grad.abs(), IMAGE_SIZE // 2).all():  # (n, 3, 2, 2): quarters
@@ -741,15 +709,12 @@ def test_generator(Generator: Callable[..., nn.Module]) -> None:
             ) from None
         expected = (n, 3, IMAGE_SIZE, IMAGE_SIZE)
         if out.shape != expected:
-            raise _Wrong(
-                f"the output for latents of shape ({n}, {z_size}) must be images. Expected shape "
-                f"{expected}, got {_shape(out)}."
-            )
+            raise _Wrong(f"it must make images. Expected shape {expected}, got {_shape(out)}.")
         _check_gradients(G, z, out, calls)
-        ignored = (z.grad == 0).all(0).sum()
-        if ignored:
+        n_zero = (z.grad == 0).all(0).sum()
+        if n_zero:
             raise _Wrong(
-                f"part of z is ignored: {ignored} of its {z_size} numbers have no gradient."
+                f"part of z is ignored: {n_zero} of its {z_size} numbers have no gradient."
             )
         last = next((name for name in reversed(calls.names) if not name.startswith("__")), "")
         if _CUTS_OFF.search(last):
@@ -762,10 +727,8 @@ def test_generator(Generator: Callable[..., nn.Module]) -> None:
     if pixels.abs().max() > 1:
         raise _Wrong(f"pixel values leave [-1, 1]: {_span(pixels)}. {hint}")
     if pixels.min() > -0.5 or pixels.max() < 0.5:
-        raise _Wrong(
-            f"pixel values do not span [-1, 1]. Expected -1 to 1, got {_span(pixels)} whatever the "
-            f"weights, as from a sigmoid or ReLU. {hint}"
-        )
+        span = f"Expected -1 to 1, got {_span(pixels)}"
+        raise _Wrong(f"pixel values do not span [-1, 1]. {span}. {hint}")
     G = _make_G(Generator, 20, 8)[0].to(z.device)
     _check_eval(G, z, "latent", mixing=1e-3)
     _check_not_linear(lambda inputs: _plain_run(G, inputs).atanh(), z)
@@ -788,20 +751,14 @@ def _check_normal(weight: Tensor, where: str) -> None:
         return
     values = weight.detach().cpu().double().flatten()
     mean, std = values.mean(), values.std()
-    expected = "Expected weights drawn from a normal distribution with mean 0 and standard "
-    expected += "deviation 0.02, got "
     hint = "Use nn.init.normal_(m.weight, 0.0, 0.02)."
     if abs(mean) >= 6.5 * 0.02 / n**0.5 or abs(std / 0.02 - 1) >= 6.5 / (2 * n) ** 0.5:
-        raise _Wrong(
-            f"{where} has the wrong distribution of weights. {expected}mean {mean:.4f} and "
-            f"standard deviation {std:.4f}. {hint}"
-        )
+        got = f"mean {mean:.4f} and standard deviation {std:.4f} instead of 0 and 0.02"
+        raise _Wrong(f"{where} has the wrong distribution of weights: {got}. {hint}")
     kurtosis = ((values - mean) / std).pow(4).mean()
     if n > 20_000 and abs(kurtosis - 3) >= 12 * (24 / n) ** 0.5:
-        raise _Wrong(
-            f"the weights of {where} are not normally distributed. {expected}another shape "
-            f"(kurtosis {kurtosis:.2f} instead of 3). {hint}"
-        )
+        got = f"kurtosis {kurtosis:.2f} instead of 3"
+        raise _Wrong(f"the weights of {where} are not normally distributed: {got}. {hint}")
 
 
 def _own_layers(names: dict[str, Any]) -> list[nn.Module]:
@@ -815,24 +772,15 @@ def _own_layers(names: dict[str, Any]) -> list[nn.Module]:
 
 def _check_init(weights_init_normal: Callable[[nn.Module], Any], own: list[nn.Module]) -> None:
     """Check an initialisation on layers such as the notebook's own (on all, if it has none)."""
+    kinds = (nn.Conv2d, 32, 64, 4), (nn.ConvTranspose2d, 64, 32, 4), (nn.Linear, 200, 300)
+    some = [kind(*sizes, bias=bias) for kind, *sizes in kinds for bias in (True, False)]
+    some += [nn.BatchNorm2d(256), nn.BatchNorm1d(256)]
     layers = {
-        "Conv2d": nn.Conv2d(32, 64, 4),
-        "Conv2d without bias": nn.Conv2d(64, 32, 4, bias=False),
-        "ConvTranspose2d": nn.ConvTranspose2d(64, 32, 4),
-        "ConvTranspose2d without bias": nn.ConvTranspose2d(32, 64, 4, bias=False),
-        "Linear": nn.Linear(200, 300),
-        "Linear without bias": nn.Linear(300, 200, bias=False),
-        "BatchNorm2d": nn.BatchNorm2d(256),
-        "BatchNorm1d": nn.BatchNorm1d(256),
+        type(layer).__name__ + " without bias" * (layer.bias is None): layer
+        for layer in some
+        if any(isinstance(m, type(layer)) and (m.bias is None) == (layer.bias is None) for m in own)
+        or not own
     }
-    if own:
-        layers = {
-            name: layer
-            for name, layer in layers.items()
-            if any(
-                isinstance(m, type(layer)) and (m.bias is None) == (layer.bias is None) for m in own
-            )
-        }
     before = copy.deepcopy(layers)
     network = nn.ModuleList([*layers.values(), nn.LeakyReLU(0.2), nn.Dropout()])
     network.apply(weights_init_normal)
@@ -849,10 +797,8 @@ def _check_init(weights_init_normal: Callable[[nn.Module], Any], own: list[nn.Mo
                 raise _Wrong(f"{name} is drawn from the wrong distribution. Leave it alone.")
             continue
         if torch.equal(layer.weight, before[name].weight):
-            raise _Wrong(
-                f"the weights of {name.split()[0]} are left as they were. Initialise what "
-                "isinstance(m, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))."
-            )
+            use = "Test isinstance(m, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))."
+            raise _Wrong(f"the weights of {name.split()[0]} are left as they were. {use}")
         _check_normal(layer.weight, name)
         if not isinstance(layer.weight, nn.Parameter) or not layer.weight.requires_grad:
             raise _Wrong(f"the weights of {name} can no longer be trained. Change them in place.")
@@ -922,10 +868,8 @@ def test_build_network(build_network: Callable[..., Any]) -> None:
     with suppress(RuntimeError):
         fits = D(x).numel() == n and G(z).shape == x.shape
     if not fits:
-        raise _Wrong(
-            "the networks do not fit: D must take images, and G make them from latents of z_size "
-            "numbers. Return D, G in this order and pass z_size to G."
-        )
+        hint = "Return D, G in this order and pass z_size to G."
+        raise _Wrong(f"the networks do not fit: D must take what G makes of z_size numbers. {hint}")
     if {id(p) for p in D.parameters()} & {id(p) for p in G.parameters()}:
         raise _Wrong("D and G share parameters. Expected two networks with their own weights.")
     with _blame_init(names, _Wrong):
@@ -944,10 +888,8 @@ def test_build_network(build_network: Callable[..., Any]) -> None:
     ):
         small, same, wide = map(_count, networks)
         if not small == same < wide:
-            raise _Wrong(
-                f"{name} must set the size of {what}, and nothing else: got {small:,}, {same:,} "
-                f"and {wide:,} parameters for {name} of 16, 16 and 24."
-            )
+            got = f"got {small:,}, {same:,}, {wide:,} parameters for {name} of 16, 16, 24"
+            raise _Wrong(f"{name} must set the size of {what}, and nothing else: {got}.")
     if all(torch.equal(a, b) for a, b in zip(same_D.parameters(), D.parameters(), strict=True)):
         raise _Wrong("a second call gives the same weights. Make new networks, without a seed.")
 
@@ -985,12 +927,10 @@ def _loss_and_gradient(
 
 
 def _implied_labels(x: Tensor, value: float, g: Tensor) -> dict[str, Tensor]:
-    """The labels of answers ``x`` that follow from a loss and N times its gradient.
+    """The labels (N,), for each kind of loss that fits, of answers with this loss and gradient.
 
-    Returns:
-        Labels (N,) for each kind of loss that has this value with them. For cross entropy,
-        g = sigmoid(x) - label or, of probabilities, (x - label) / (x (1 - x)); for least squares,
-        g = c (x - label) with c = 2 or, with a factor of one half, c = 1.
+    N times the gradient, g, is sigmoid(x) - label for cross entropy of logits and (x - label) /
+    (x (1 - x)) of probabilities; for least squares, 2 (x - label) or half of it.
     """
     t, up = x.sigmoid() - g, bool((g < 0).any())
     kinds = {
@@ -1032,13 +972,13 @@ def _check_loss(loss: Callable[..., Tensor], low: float, high: float, **options:
         raise _Wrong(f"the sign of the loss is flipped{called}. Remove the minus.")
     if pooled:
         label = round(float(pooled[0].mean()), 2) + 0.0
-        raise _Wrong(
-            f"the label{called} is wrong for {kind} images. Expected {right} (smoothed: "
-            f"{smoothed}), got {label:.2f}. Use torch.{kinds}(D_out.size(0))."
-        )
+        expected = f"Expected {right} (smoothed: {smoothed}), got {label:.2f}. Use torch.{kinds}."
+        raise _Wrong(f"the label{called} is wrong for {kind} images. {expected}")
+    usual = (
+        f"binary cross entropy nor least squares nor hinge loss{called}, averaged over the batch"
+    )
     raise _Wrong(
-        f"it is neither binary cross entropy nor least squares nor hinge loss{called}, averaged "
-        "over the batch. Use nn.BCEWithLogitsLoss() on D_out itself, without a sigmoid."
+        f"it is neither {usual}. Use BCEWithLogitsLoss on D_out itself, without a sigmoid."
     )
 
 
@@ -1082,10 +1022,8 @@ def test_optimizers(
         expected = list(networks.values()).count(owner)
         if held[owner] != {owner: expected}:
             got = " and ".join(f"{n} of {network}" for network, n in held[owner].items())
-            raise _Wrong(
-                f"{name} must hold exactly the parameters of {owner}. Expected {expected} tensors "
-                f"of {owner}, got {got}. Make it after {owner}."
-            )
+            got = f"Expected {expected} tensors of {owner}, got {got}"
+            raise _Wrong(f"{name} must hold exactly the parameters of {owner}. {got}.")
         highest = 0.5 if isinstance(optimizer, torch.optim.SGD) else 0.01
         for group in optimizer.param_groups:
             lr, (beta1, beta2) = float(group["lr"]), group.get("betas", (0.5, 0.999))
@@ -1104,20 +1042,20 @@ def test_optimizers(
 
 _SAME_LATENTS = "are all the same. Draw z of shape (batch_size, z_size) inside the batch loop."
 _FAULTY = {  # what many of a network's steps do to D's answers
-    "D real down": "D learns to call real images fake. Do not swap real_loss and fake_loss.",
-    "D fake up fake down": "D's step uses the gradients of G's loss too. Call "
+    ("D", "real down"): "D learns to call real images fake. Do not swap real_loss and fake_loss.",
+    ("D", "fake up", "fake down"): "D's step uses the gradients of G's loss too. Call "
     "d_optimizer.zero_grad() just before d_loss.backward().",
-    "D fake up": "D learns to call generated images real. Use d_loss for D's step, with "
+    ("D", "fake up"): "D learns to call generated images real. Use d_loss for D's step, with "
     "fake_loss(D(fake_images)).",
-    "G fake up fake down": "G's step uses the gradients of D's loss too. Call "
+    ("G", "fake up", "fake down"): "G's step uses the gradients of D's loss too. Call "
     "g_optimizer.zero_grad() just before g_loss.backward().",
-    "G fake down": "G's loss pushes D's answer on generated images down. Use flipped labels: "
+    ("G", "fake down"): "G's loss pushes D's answer on generated images down. Use flipped labels: "
     "g_loss = real_loss(D(fake_images)).",
 }
 _WANTED = {  # what some of a network's steps must do
-    "D real up": "D never learns from real images. Add real_loss(D(real_images)) to d_loss",
-    "D fake down": "D never learns from generated images. Add fake_loss(D(fake_images)) to d_loss",
-    "G fake up": "G never learns from D's answers. Use g_loss = real_loss(D(fake_images))",
+    ("D", "real up"): "D never learns from real images. Add real_loss(D(real_images)) to d_loss",
+    ("D", "fake down"): "D never learns from generated images. Add fake_loss(D(fakes)) to d_loss",
+    ("G", "fake up"): "G never learns from D's answers. Use g_loss = real_loss(D(fake_images))",
 }
 _REAL = (1 << 32) - 1  # the bits of a mark that stand for the loader's images
 
@@ -1137,6 +1075,11 @@ def _tensors(value: Any) -> list[Tensor]:
 
 def _rows(tensor: Tensor) -> int:
     return len(tensor) if tensor.dim() else 1
+
+
+def _this_pass() -> int:
+    """The number of the backward pass that a hook runs in."""
+    return torch._C._current_graph_task_id()
 
 
 def _union(marks: np.ndarray, axis: int = 0) -> Any:
@@ -1175,8 +1118,7 @@ class _Training(TorchFunctionMode):
 
     D's answers are replaced by numbers about 0.5, with the same gradients: there, a loss of any
     kind pushes the answers up for the label real, and down for fake. The largest weight of each
-    network serves as a probe: its gradients are noted at each backward pass, so that the gradient a
-    step finds tells which passes it is the sum of.
+    network serves as a probe of its gradient: which backward passes it is the sum of.
     """
 
     def __init__(self, D: nn.Module, G: nn.Module, images: Tensor, n_batches: int) -> None:
@@ -1195,11 +1137,10 @@ class _Training(TorchFunctionMode):
         self.scalars: list[tuple[float, int, int]] = []  # value, mark, batch
         self.seen: Counter[int] = Counter()  # how often D was shown each of the images
         self.levels: dict[str, list[Tensor]] = defaultdict(list)  # gains, shifts of D's inputs
-        self.n_backward = 0
         self.pushes: dict[int, set[str]] = defaultdict(set)  # of each backward pass
         self.slopes: dict[int, list[Tensor]] = defaultdict(list)  # of its gradients by their size
-        self.gradients: dict[str, list[tuple[int, Tensor]]] = {"D": [], "G": []}
-        self.n_used = {"D": 0, "G": 0}  # gradients that were there at the last step
+        self.passes: dict[str, dict[int, Tensor]] = {"D": {}, "G": {}}  # in a network's gradient
+        self.used: dict[str, set[int]] = {"D": set(), "G": set()}  # passes of its steps
         self.before: dict[str, list[Tensor]] = {}  # weights
 
     def collate(self, pairs: list[tuple[Tensor, Tensor]]) -> Any:
@@ -1222,15 +1163,10 @@ class _Training(TorchFunctionMode):
     def watch(self) -> Iterator[None]:
         """Install all hooks, and remove them again."""
 
-        def counted(differentiate: Callable[..., Any]) -> Callable[..., Any]:
-            def run(*args: Any, **kwargs: Any) -> Any:
-                self.n_backward += 1
-                return differentiate(*args, **kwargs)
-
-            return run
-
-        def note(name: str) -> Callable[[Tensor], None]:
-            return lambda g: self.gradients[name].append((self.n_backward, g.clone()))
+        def note(name: str, probe: Tensor, gradient: Tensor) -> None:
+            if probe.grad is None or not probe.grad.any():  # zero_grad() was called
+                self.passes[name].clear()
+            self.passes[name][_this_pass()] = gradient.clone()
 
         with ExitStack() as stack:
             for hook in (
@@ -1238,12 +1174,9 @@ class _Training(TorchFunctionMode):
                 nn.modules.module.register_module_forward_hook(self._after_forward),
                 optimizer_hooks.register_optimizer_step_pre_hook(self._before_step),
                 optimizer_hooks.register_optimizer_step_post_hook(self._after_step),
-                *(probe.register_hook(note(name)) for name, probe in self.probes.items()),
+                *(p.register_hook(functools.partial(note, n, p)) for n, p in self.probes.items()),
             ):
                 stack.callback(hook.remove)
-            for name in ("backward", "grad"):
-                wrapped = counted(getattr(torch.autograd, name))
-                stack.enter_context(mock.patch.object(torch.autograd, name, wrapped))
             stack.enter_context(self)
             yield
 
@@ -1327,7 +1260,7 @@ class _Training(TorchFunctionMode):
         if name == "G":
             if call.training and len(given) > 1 and torch.equal(given[0], given[1]):
                 raise _Wrong(f"the latents of G's training {_SAME_LATENTS}")
-            note = unserializable_hook(lambda g: call.passes.add(self.n_backward))
+            note = unserializable_hook(lambda g: call.passes.add(_this_pass()))
         else:
             kinds = self._kinds(call, given.flatten(1))
             if output.numel() == len(kinds):
@@ -1364,16 +1297,16 @@ class _Training(TorchFunctionMode):
 
     def _note_push(self, call: _Call, kinds: list[str], gradient: Tensor) -> None:
         """Note which way a backward pass pushes D's answers."""
-        call.passes.add(self.n_backward)
+        call.passes.add(number := _this_pass())
         g, x = gradient.flatten().cpu().float(), call.result.flatten()
         for kind in ("real", "fake"):
             chosen = torch.tensor([k == kind for k in kinds])
             if chosen.any() and len(g) == len(kinds):
                 mean, centred = g[chosen].mean(), x[chosen] - x[chosen].mean()
                 if abs(mean) > 0.25 * g[chosen].abs().sum() / len(kinds):
-                    self.pushes[self.n_backward].add(f"{kind} {'up' if mean < 0 else 'down'}")
+                    self.pushes[number].add(f"{kind} {'up' if mean < 0 else 'down'}")
                     slope = (g[chosen] * centred).sum() / centred.square().sum()
-                    self.slopes[self.n_backward].append(slope / mean.abs())
+                    self.slopes[number].append(slope / mean.abs())
 
     # What steps do
 
@@ -1390,45 +1323,35 @@ class _Training(TorchFunctionMode):
             return
         for name, parameters in self.parameters.items():
             self.before[name] = [p.detach().clone() for p in parameters]
-        gradients, n_used = self.gradients[owner], self.n_used[owner]
-        found = self.probes[owner].grad
-        if found is None or not found.any() or len(gradients) <= n_used:
+        found, summands = self.probes[owner].grad, self.passes[owner]
+        if found is None or not found.any() or not summands.keys() - self.used[owner]:
             raise self._no_gradient(owner)
-        start = self._first_summand(found, gradients)
-        passes = {i for i, _ in gradients[n_used if start is None else max(start, n_used) :]}
-        pushes = set().union(*(self.pushes[i] for i in passes))
-        piled_up = start is not None and start < n_used
+        last, gradient = list(summands.items())[-1]
+        if F.cosine_similarity(found.flatten(), gradient.flatten(), 0) > 0.9999:  # p.grad = ...
+            summands = {last: gradient}
+        passes = summands.keys() - self.used[owner]
+        piled_up = bool(summands.keys() & self.used[owner])
+        pushes = self._pushes(passes)
         self.steps[owner].append(_Step(optimizer, self.n_batches, passes, pushes, piled_up))
-        self.n_used[owner] = len(gradients)
+        self.used[owner] |= passes
         self.inside = True
+
+    def _pushes(self, passes: set[int]) -> set[str]:
+        return set().union(*(self.pushes[i] for i in passes))
 
     def _no_gradient(self, owner: str) -> _Wrong:
         """Say why there is no gradient for a step."""
         other = {"D": "G", "G": "D"}[owner]
-        fresh = self.gradients[other][self.n_used[other] :]
-        pushes = set().union(*(self.pushes[i] for i, _ in fresh))
+        pushes = self._pushes(self.passes[other].keys() - self.used[other])
         loss, own = f"{owner.lower()}_loss", f"{owner.lower()}_optimizer"
-        if {wish[2:] for wish in _WANTED if wish[0] == other} <= pushes:
-            return _Wrong(
-                f"the optimizers are swapped: {other.lower()}_loss.backward() is followed by a "
-                f"step of {owner}. Step the one that holds {other}'s parameters."
-            )
+        if all(push in pushes for name, push in _WANTED if name == other):
+            after = f"{other.lower()}_loss.backward() is followed by a step of {owner}"
+            return _Wrong(f"the optimizers are swapped: {after}. Step that of {other}.")
+        through = "D's answers." if owner == "D" else "D(G(z)) without detach()."
         return _Wrong(
             f"{own}.step() runs, but no gradient of {loss} has reached {owner}. Call "
-            f"{loss}.backward() before it, through "
-            + ("D's answers." if owner == "D" else "D(G(z)) without detach().")
+            f"{loss}.backward() before it, through {through}"
         )
-
-    @staticmethod
-    def _first_summand(found: Tensor, gradients: list[tuple[int, Tensor]]) -> int | None:
-        """Find from which noted gradient on they add up to the one found (up to a factor)."""
-        total = torch.zeros_like(found)
-        for i in reversed(range(len(gradients))):
-            total = total + gradients[i][1].to(found.device)
-            factor = (found * total).sum() / total.square().sum()
-            if factor > 0 and (found - factor * total).norm() <= 0.01 * found.norm():
-                return i
-        return None
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         owner = self._owner(optimizer)
@@ -1447,22 +1370,19 @@ class _Training(TorchFunctionMode):
         if not self.seen:
             raise _Wrong("D is never shown the loader's images. Use real_loss(D(real_images)).")
         self._check_levels()
-        wanted = {name: {w[2:] for w in _WANTED if w[0] == name} for name in "DG"}
-        for faulty, message in _FAULTY.items():  # a few labels may be flipped on purpose
-            name, pushes = faulty[0], set(re.findall("(?:real|fake) (?:up|down)", faulty))
-            judged = [s for s in self.steps[name] if not (s.piled_up and s.pushes & wanted[name])]
-            if judged and 3 * sum(pushes <= s.pushes for s in judged) >= len(judged):
+        for (name, *pushes), message in _FAULTY.items():  # a few labels may be flipped on purpose
+            right = {push for network, push in _WANTED if network == name}
+            judged = [s for s in self.steps[name] if not (s.piled_up and s.pushes & right)]
+            if judged and 3 * sum(s.pushes.issuperset(pushes) for s in judged) >= len(judged):
                 raise _Wrong(message)
         for name, steps in self.steps.items():
             own = f"{name.lower()}_optimizer"
             if not steps:
                 raise _Wrong(f"{name} is never updated. Call {own}.step() in the training loop.")
             if 3 * sum(s.piled_up for s in steps) >= len(steps):
-                raise _Wrong(
-                    f"gradients of {name} pile up from step to step. Call {own}.zero_grad()."
-                )
-        for wish, message in _WANTED.items():
-            if not any(wish[2:] in s.pushes for s in self.steps[wish[0]]):
+                raise _Wrong(f"gradients of {name} pile up from step to step. Use zero_grad().")
+        for (name, push), message in _WANTED.items():
+            if not any(push in s.pushes for s in self.steps[name]):
                 raise _Wrong(f"{message}, and call zero_grad() before backward(), not after it.")
         if self.n_batches < self.expected:
             raise self._wrong_number(str(self.n_batches))
@@ -1498,9 +1418,8 @@ class _Training(TorchFunctionMode):
         # D may take a step every few batches only: then some images can be left out.
         reused = self.seen.total() >= 2 * n_images or n_G < self.expected
         if len(self.seen) < n_images and reused:
-            raise _Wrong(
-                f"it does not train on all images: D sees {len(self.seen)} of the {n_images}."
-            )
+            seen = f"D sees {len(self.seen)} of the {n_images}"
+            raise _Wrong(f"it does not train on all images: {seen}. Loop over the whole loader.")
         for call in self.calls:
             if self._owners(call) and not call.training:
                 name = call.network
@@ -1510,9 +1429,7 @@ class _Training(TorchFunctionMode):
             for s in steps:
                 epochs[s.n_batches > self.expected // 2].add(id(s.optimizer))
             if all(epochs) and not epochs[0] & epochs[1]:
-                raise _Wrong(
-                    f"{name} gets a new optimizer each epoch. Make it once, before the loops."
-                )
+                raise _Wrong(f"{name} gets a new optimizer each epoch. Make it before the loops.")
         if n_G <= 2 and n_D >= 4 * n_G:
             raise _Wrong(f"G is trained once an epoch: {n_G} steps of G for {n_D} of D.")
 
@@ -1539,10 +1456,7 @@ class _Training(TorchFunctionMode):
         a, b = (torch.cat([z.flatten() for z in group]) for group in (train, fixed))
         ratio = float(a.std() / b.std().clamp(min=1e-6))
         if not 1 / 1.3 < ratio < 1.3 or abs(a.mean() - b.mean()) > 0.3 * a.std():
-            raise _Wrong(
-                f"the latents of the samples come from another distribution (standard deviation "
-                f"{b.std():.2f}) than those of the training ({a.std():.2f}). Draw fixed_z like z."
-            )
+            raise _Wrong("the latents of the samples come from another distribution than z's.")
 
     def _check_losses(self, losses: Any) -> None:
         if losses is None:
@@ -1591,15 +1505,7 @@ def _operands(code: types.CodeType, *operations: str) -> set[str]:
 
 
 def _reached(code: types.CodeType, names: dict[str, Any]) -> tuple[set[str], set[str]]:
-    """Follow code into its inner functions and the notebook's own functions and methods.
-
-    Args:
-        code: where to start.
-        names: the notebook's global variables.
-
-    Returns:
-        The global names that all this code reads, and those with the names of its attributes.
-    """
+    """The global names that code and the notebook's functions in it read; these and attributes."""
     codes: set[types.CodeType] = set()
     found, reads, used = {code}, set(), set()
     while not found <= codes:
@@ -1615,29 +1521,6 @@ def _reached(code: types.CodeType, names: dict[str, Any]) -> tuple[set[str], set
         found = {f.__code__ for f in functions if getattr(f, "__globals__", None) is names}
         found |= {c for outer in codes for c in outer.co_consts if isinstance(c, types.CodeType)}
     return reads, used
-
-
-@contextmanager
-def _globals(namespace: dict[str, Any], values: dict[str, Any]) -> Iterator[None]:
-    """Set global variables, and give all of them back as they were."""
-    before = dict(namespace)
-    namespace.update(values)
-    try:
-        yield
-    finally:
-        for name in namespace.keys() - before.keys():
-            del namespace[name]
-        namespace.update(before)
-
-
-@contextmanager
-def _working_directory(folder: str) -> Iterator[None]:
-    before = os.getcwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
 
 
 def _build_small(names: dict[str, Any], z_size: int) -> tuple[nn.Module, nn.Module]:
@@ -1732,7 +1615,7 @@ def _record(
     with ExitStack() as stack:
         stack.enter_context(_quiet())
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        stack.enter_context(_working_directory(folder))
+        stack.enter_context(chdir(folder))
         D, G = _build_small(names, z_size)
         training = _Training(D, G, images, 2 * len(images) // batch_size)
         dataset = TensorDataset(images, torch.arange(len(images)))
@@ -1757,7 +1640,7 @@ def _record(
             stack.callback(setattr, cell, "cell_contents", cell.cell_contents)
             cell.cell_contents = values.get(name, stand_ins.of(name, cell.cell_contents))
         try:
-            with _globals(names, values), training.watch():
+            with mock.patch.dict(names, values), training.watch():
                 losses = train(**_arguments(train, names | values))
             training.check(losses)
         except Exception as error:
@@ -1775,14 +1658,9 @@ def _arguments(train: Callable[..., Any], known: dict[str, Any]) -> dict[str, An
     for p in parameters:
         optional = p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
         if not optional and p.name not in known:
-            raise _Wrong(
-                f"it has an unknown argument {p.name}. Use train(D, G, n_epochs, print_every)."
-            )
-    return {
-        p.name: known[p.name]
-        for p in parameters
-        if p.name in known and (p.name in usual or p.default is p.empty)
-    }
+            raise _Wrong(f"it has an unknown argument {p.name}. Use train(D, G, n_epochs).")
+    chosen = [p.name for p in parameters if p.name in usual or p.default is p.empty]
+    return {name: known[name] for name in chosen if name in known}
 
 
 # --------------------------------------------------------------- a notebook on disk
@@ -1824,11 +1702,7 @@ def _cells(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _pieces(where: str, source: str) -> Iterator[_Piece]:
-    """Take the code of a cell apart.
-
-    Raises:
-        SyntaxError: if it is not Python.
-    """
+    """Take the code of a cell apart; raise SyntaxError if it is not Python."""
     try:
         tree = ast.parse(source)
     except SyntaxError:  # it may have commands of IPython: %matplotlib inline, files = !ls, help?
@@ -1888,7 +1762,7 @@ def load_definitions(notebook: str | Path) -> types.ModuleType:
         wanted = wanted.union(*(pieces[i].reads for i in more))
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
-        for context in (_quiet(), _fixed_randomness(), _plain_torch(), _working_directory(folder)):
+        for context in (_quiet(), _fixed_randomness(), _plain_torch(), chdir(folder)):
             stack.enter_context(context)
         _write_pictures(Path("processed_celeba_small"), 48)
         sys.path.insert(0, str(path.parent))
@@ -1957,13 +1831,7 @@ _MARKS = {"PASSED": ".", "FAILED": "F", "ADVICE": "a", "NOT TESTABLE HERE": "?",
 
 
 def _find(module: types.ModuleType, name: str) -> Any:
-    """Get an object of a notebook by its name.
-
-    Raises:
-        LookupError: if the notebook does not define it.
-        AssertionError: if the code that defines it does not run.
-        _NotTestable: if that code was left out.
-    """
+    """Get an object of a notebook by its name, or raise LookupError or why it is not there."""
     if hasattr(module, name):
         return getattr(module, name)
     for names, error in module.__broken__:
@@ -2098,11 +1966,8 @@ def _grade_all(
         stack.callback(lambda: [_end(child) for _, child, *_ in running.values()])
         while waiting or running:
             while waiting and len(running) < (cores or 1):
-                path, key, folder = (
-                    waiting.pop(0),
-                    secrets.token_bytes(),
-                    tempfile.mkdtemp(dir=root),
-                )
+                path, folder = waiting.pop(0), tempfile.mkdtemp(dir=root)
+                key = secrets.token_bytes()
                 arguments = (path.absolute(), folder, key, gigabytes)
                 child = context.Process(target=_grade_alone, args=arguments)
                 child.start()
