@@ -14,8 +14,8 @@ epoch in turn, with data and losses. Time counts from the middle of an epoch to 
 that what is done once a run or once an epoch (a GPU's recording of the step; measures, result files
 and checkpoint) is left out; "beside" is how long that took in the notebook's epoch.
 
-Read on two cores of an AMD EPYC (Zen 4) without GPU; Python 3.11.7, torch 2.14.1, torchvision 0.29.1;
-32x32, batch 128; medians of 2 epochs of 2,560 images:
+Read on two cores of an AMD EPYC (Zen 4) without GPU; Python 3.11.7, torch 2.14.1, torchvision
+0.29.1; 32x32, batch 128; medians of 2 epochs of 2,560 images:
 
     AVX-512   notebook, bfloat16   464 images/s   2.7 times the reference beside it (175)
     AVX2      notebook, float32    229 images/s   1.6 times the reference beside it (146)
@@ -24,8 +24,8 @@ AVX2 is the same processor with ATEN_CPU_CAPABILITY=avx2 and ONEDNN_MAX_CPU_ISA=
 notebook's loop does 67 % of the peak of matrix products (0.130 of 0.193 TFLOP/s).
 
 It has not been read on a GPU. The budget: a step of the notebook's loop has 72.8 GFLOP, 20 epochs
-over the official archive's 89,931 images 1.02 PFLOP. At the peak measured in float32, 0.193 TFLOP/s,
-that takes 5,291 s.
+over the official archive's 89,931 images 1.02 PFLOP. At the peak measured in float32, 0.193
+TFLOP/s, that takes 5,291 s.
 
 FLOP/s count the convolutions and matrix products of a step, 2 operations a multiply-add, with
 ``torch.utils.flop_counter``; the peak is the best of many products of two square matrices, measured
