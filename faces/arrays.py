@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 def content_of(images: np.ndarray) -> str:
     """The number of images of an array, and a checksum: other images have another text."""
     checksum = 0
-    for block in _blocks(images):
+    for block in blocks(images):
         checksum = zlib.crc32(block, checksum)
     return f"{len(images):,} images, {checksum:08x}"
 
@@ -67,13 +67,13 @@ class ImageArray(Dataset):
 def _copy_to(device: torch.device, images: np.ndarray) -> Tensor:
     """Copy images to a device, uint8 (N, H, W, 3), by way of a block of them at a time."""
     copy = torch.empty(images.shape, dtype=torch.uint8, device=device)
-    for part, block in zip(copy.split(4096), _blocks(images), strict=True):
+    for part, block in zip(copy.split(4096), blocks(images), strict=True):
         part.copy_(torch.from_numpy(np.array(block)))
     return copy
 
 
-def _blocks(images: np.ndarray) -> Iterator[np.ndarray]:
-    """Up to 4096 images at a time, of which a mapped file's memory is released afterwards."""
+def blocks(images: np.ndarray) -> Iterator[np.ndarray]:
+    """Up to 4096 images at a time; a mapped file's memory is released after each block."""
     for start in range(0, len(images), 4096):
         yield images[start : start + 4096]
         release_memory(images)

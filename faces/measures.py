@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
 
-from faces.arrays import release_memory, to_uint8
+from faces.arrays import blocks, to_uint8
 
 
 class Judge:
@@ -233,9 +233,9 @@ def nearest_images(
     flat = _to_tensor(samples, device).flatten(1)
     smallest = torch.full((len(flat),), math.inf, device=device)
     nearest = torch.zeros(len(flat), dtype=torch.int64, device=device)
-    for start in range(0, len(images), 4096):  # a block at a time: memory stays small
-        block = _to_tensor(images[start : start + 4096], device).flatten(1)
-        release_memory(images)
+    start = 0
+    for part in blocks(images):
+        block = _to_tensor(part, device).flatten(1)
         distances = torch.cdist(flat, block)
         if other_than is not None:
             own = torch.from_numpy(other_than - start).to(device)[:, None]
@@ -243,6 +243,7 @@ def nearest_images(
         values, indices = distances.min(dim=1)
         nearest = torch.where(values < smallest, indices + start, nearest)
         smallest = torch.minimum(values, smallest)
+        start += len(block)
     found = _to_tensor(images[nearest.cpu().numpy()], device).flatten(1)
     exact = (flat - found).square().mean(dim=1).sqrt()  # cdist rounds
     exact = torch.where(smallest.isinf(), math.inf, exact)

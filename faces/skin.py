@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from faces.arrays import release_memory
+from faces.arrays import blocks
 
 # Classes of the individual typology angle, and where they begin (degrees); the lightest from 55 on.
 TYPOLOGY = {
@@ -44,10 +44,7 @@ def typology_angles(images: np.ndarray) -> np.ndarray:
     height, width = images.shape[1:3]
     rows = slice(round(0.56 * height), round(0.72 * height))
     columns = slice(round(0.34 * width), round(0.66 * width))
-    colors = []
-    for start in range(0, len(images), 4096):  # a block at a time: memory stays small
-        colors.append(np.median(images[start : start + 4096, rows, columns], axis=(1, 2)))
-        release_memory(images)
+    colors = [np.median(block[:, rows, columns], axis=(1, 2)) for block in blocks(images)]
     rgb = np.concatenate(colors or [np.empty((0, 3))]) / 255  # (n, 3)
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     xyz = linear @ _SRGB_TO_XYZ.T / _SRGB_TO_XYZ.sum(axis=1)  # each relative to white

@@ -203,8 +203,8 @@ class Slow:
         return str(RESIZE)
 
 
-def test_two_at_once_decode_the_images_once(image_dir, decoded):
-    paths = helpers.find_images(image_dir)
+def child_that_writes(paths: list[Path], image_dir: Path) -> int:
+    """Begin to decode in another process; return its number once it writes the array."""
     child = os.fork()
     if not child:
         helpers.load_images(paths, Slow(), image_dir)
@@ -212,6 +212,12 @@ def test_two_at_once_decode_the_images_once(image_dir, decoded):
     deadline = time.monotonic() + 20
     while not list(beside(image_dir).glob(".*.npy")) and time.monotonic() < deadline:
         time.sleep(0.01)
+    return child
+
+
+def test_two_at_once_decode_the_images_once(image_dir, decoded):
+    paths = helpers.find_images(image_dir)
+    child = child_that_writes(paths, image_dir)
     images = helpers.load_images(paths, Slow(), image_dir)
     assert os.waitpid(child, 0)[1] == 0 and len(decoded) == 3
     assert (images == helpers.load_images(paths, RESIZE)).all()
@@ -220,13 +226,7 @@ def test_two_at_once_decode_the_images_once(image_dir, decoded):
 def test_a_kill_while_the_array_is_written_does_no_harm(image_dir):
     paths = helpers.find_images(image_dir)
     for seconds in (0.1, 0.3, 0.5):
-        child = os.fork()
-        if not child:
-            helpers.load_images(paths, Slow(), image_dir)
-            os._exit(0)
-        deadline = time.monotonic() + 20
-        while not list(beside(image_dir).glob(".*.npy")) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        child = child_that_writes(paths, image_dir)
         time.sleep(seconds)
         os.kill(child, signal.SIGKILL)
         assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
