@@ -337,6 +337,8 @@ def in_one_of_two(rank: int, folder: Path, D: nn.Module, images: torch.Tensor) -
     own = gradient_of_penalty(D, images[rank::2])
     dist.all_reduce(own)
     torch.save(own / 2, folder / f"{rank}.pt")
+    dist.barrier()  # neither leaves while the other still talks to it
+    dist.destroy_process_group()
 
 
 def test_penalties_have_the_same_gradients_in_two_processes(tmp_path):
