@@ -7,7 +7,7 @@ Lesson: ``settings`` takes a preset's values, ``ideas`` changes the lesson by a 
 Speed: ``processes`` spreads networks, ``speed`` and ``cuda_graph`` make them and their step fast,
 ``threads`` leaves other programs their share of the processor.
 Training: ``training`` surrounds the loop; ``folders``, ``stopping``, ``steps``, ``record``,
-``checkpoints``, ``results``, ``weights`` and ``watching`` each do a part of that.
+``checkpoints``, ``weights`` and ``watching`` each do a part of that.
 Measures: ``measures`` judges faces, ``inception`` has FID and KID, ``skin`` tells light from dark.
 Directions: ``directions`` measures properties of faces, ``explorer`` has a slider for each.
 Pictures: ``pictures`` shows images, ``diagrams`` draws networks.

@@ -8,6 +8,7 @@ import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -45,14 +46,14 @@ def read_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], str] | None:
     found = [p for name in CHECKPOINTS if (p := folder / name).is_file()]
     if not found:
         return None
-    path = found[0]
     hint = "set resume = False (or another output_dir) for a new run"
-    data = path.read_bytes()
+    path, data = found[0], io.BytesIO(found[0].read_bytes())
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as container:
+        with zipfile.ZipFile(data) as container:
             if (part := container.testzip()) is not None:
                 raise ValueError(f"the checksum of {part} does not fit")
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        data.seek(0)
+        state = torch.load(data, map_location="cpu", weights_only=True)
         return path, dict(state, settings=dict(state["settings"])), hint
     except Exception as error:  # torch.load raises many kinds
         hint += f", or delete it to go on from {found[1].name}" if found[1:] else ""
@@ -67,16 +68,10 @@ def read_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], str] | None:
 def fixed_settings(
     settings: dict[str, Any], parts: dict[str, Any], train: Callable[..., Any]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """What must be the same for a run to go on: settings, and digests of its code.
-
-    Args:
-        settings: all of them. "n_epochs" may change if "final_lr" is 1: learning rates that fall do
-            so over all epochs.
-        parts: what is trained.
-        train: the function that trains.
-    """
+    """What must be the same for a run to go on: settings, and digests of its code."""
     may_change = {"resume", "skip_broken"}
-    may_change |= {"n_epochs"} if settings.get("final_lr") == 1 else set()
+    if settings.get("final_lr") == 1:  # learning rates that fall do so over all epochs
+        may_change.add("n_epochs")
     networks = [type(part) for part in parts.values() if isinstance(part, nn.Module)]
     code = code_of(train, *(c for network in networks for c in network.__mro__)) | package_code()
     return {name: v for name, v in settings.items() if name not in may_change}, code
@@ -85,19 +80,13 @@ def fixed_settings(
 def go_on(
     folder: Path, parts: dict[str, Any], fixed: dict[str, Any], n_epochs: int
 ) -> dict[str, Any] | None:
-    """Go on from a folder's checkpoint; all processes from that of the first.
-
-    Args:
-        folder: where it lies.
-        parts: what is brought to the state in the checkpoint.
-        fixed: settings and digests that must be the same there.
-        n_epochs: how many epochs the run is to have.
+    """Bring ``parts`` to the state of a folder's checkpoint; all processes to that of the first.
 
     Returns:
         The checkpoint; ``None`` if there is none.
 
     Raises:
-        ValueError: if it cannot be read, has other settings, or does not fit.
+        ValueError: if it cannot be read, has not the ``fixed`` settings and code, or does not fit.
     """
     if (read := of_first(lambda: read_checkpoint(folder))) is None:
         return None
@@ -152,14 +141,14 @@ def set_states(parts: dict[str, Any], states: dict[str, Any]) -> None:
 
 def random_states(device: torch.device) -> dict[str, Tensor]:
     """The random states of the CPU and of a device, by the device's type."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type != "cpu":
-        states[device.type] = torch.get_device_module(device).get_rng_state()
-    return states
+    return {kind: _home(kind).get_rng_state() for kind in ("cpu", device.type)}
 
 
 def set_random_states(states: dict[str, Tensor], device: torch.device) -> None:
     """Set the random states of the CPU and of a device back, as far as they are known."""
-    torch.set_rng_state(states["cpu"])
-    if device.type in states.keys() - {"cpu"}:
-        torch.get_device_module(device).set_rng_state(states[device.type])
+    for kind in states.keys() & {"cpu", device.type}:
+        _home(kind).set_rng_state(states[kind])
+
+
+def _home(kind: str) -> ModuleType:
+    return torch if kind == "cpu" else torch.get_device_module(kind)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -43,15 +43,14 @@ def run_folder(path: str | Path, resume: bool = True) -> Path:
 def _choose(folder: Path, resume: bool) -> Path:
     while _chosen:
         _chosen.popitem()[1].release()
-    found: list[Path] = []
-    while _holds_files(folder) or not (resume or _claim(folder)):
+    found, lock = [], None
+    while _holds_files(folder) or not (resume or (lock := _lock(folder, must=False))):
         found += [path for name in CHECKPOINTS if (path := folder / name).is_file()]
         name, number = re.fullmatch(r"(.*?)(?:-(\d+))?", folder.name).groups(default="1")
         folder = folder.with_name(f"{name}-{int(number) + 1}")
     if resume and found:
         folder = max(reversed(found), key=lambda path: path.stat().st_mtime).parent
-    if resume and not _claim(folder):
-        raise _in_use(folder)
+    _chosen[folder] = lock or _lock(folder)
     return folder
 
 
@@ -59,16 +58,20 @@ def _holds_files(folder: Path) -> bool:
     return folder.exists() and (not folder.is_dir() or any(folder.glob("[!.]*")))
 
 
-def _claim(folder: Path) -> bool:
-    """Make a folder and lock it for this process, unless another process has."""
+def _lock(folder: Path, must: bool = True) -> FileLock | None:
+    """Make a folder and lock it for this process; if another has, raise or return ``None``."""
     check_writable(folder, "output_dir")
     lock = FileLock(folder / ".lock", thread_local=False)
     try:
         lock.acquire(timeout=0)
+        return lock
     except Timeout:
-        return False
-    _chosen[folder] = lock
-    return True
+        if not must:
+            return None
+        raise RuntimeError(
+            f"Another run writes to {folder}, or is about to: wait for it, shut down the notebook "
+            "that it is in, or set output_dir to another folder."
+        ) from None
 
 
 @contextmanager
@@ -78,22 +81,8 @@ def only_writer(folder: Path) -> Iterator[None]:
     Raises:
         RuntimeError: if another run writes to it, or has chosen it.
     """
-    if chosen := _chosen.pop(folder, None):
-        chosen.release()
-    lock = FileLock(folder / ".lock")
-    try:
+    with ExitStack() as stack:
         if is_first_process():
-            lock.acquire(timeout=0)
-    except Timeout:
-        raise _in_use(folder) from None
-    try:
+            lock = _chosen.pop(folder, None) or _lock(folder)
+            stack.callback(lock.release)
         yield
-    finally:
-        lock.release()
-
-
-def _in_use(folder: Path) -> RuntimeError:
-    return RuntimeError(
-        f"Another run writes to {folder}, or is about to: wait for it, shut down the notebook that "
-        "it is in, or set output_dir to another folder."
-    )

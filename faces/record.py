@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import csv
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from faces.checkpoints import fixed_settings, go_on, states_of, write_checkpoint
+from faces.files import writing
+from faces.pictures import image_grid
 from faces.processes import is_first_process, say
-from faces.results import Results, no_results, write_results
 from faces.steps import Steps
+from faces.weights import write_weights
+
+Results = dict[str, Any]  # "samples" and "measures" of each epoch, and "best", an epoch's weights
 
 
 class Record:
@@ -38,7 +45,7 @@ class Record:
     ) -> None:
         self.parts = parts
         self.steps = Steps(folder)
-        self.results = no_results()
+        self.results: Results = {"samples": [], "measures": [], "best": {}}
         self.order = 0
         self._folder = folder
         self._settings, self._code = fixed_settings(settings, parts, train)
@@ -55,24 +62,56 @@ class Record:
             self._write(self.results, since=1)
         return state["random"]
 
-    def keep(self, results: Results, random_states: dict[str, Tensor]) -> None:
-        """Write a checkpoint, and the results, which may be those of a stopped epoch too."""
+    def with_epoch(self, samples: np.ndarray, measures: dict[str, float]) -> Results:
+        """The results, and those of one more epoch: samples, uint8 (n, H, W, 3), and measures.
+
+        The epoch is the best if its "swd" is the smallest.
+        """
+        best = self.results["best"]
+        if all(measures["swd"] < earlier["swd"] for earlier in self.results["measures"]):
+            weights = self.parts["G_average"].state_dict()
+            best = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+        return {
+            "samples": [*self.results["samples"], torch.from_numpy(samples)],
+            "measures": [*self.results["measures"], measures],
+            "best": best,
+        }
+
+    def keep(
+        self, results: Results, random_states: dict[str, Tensor], since: int | None = None
+    ) -> None:
+        """Write a checkpoint, and all files of results, which may be those of a stopped epoch too.
+
+        The samples of the epochs from ``since`` on, by default the last one, become pictures.
+        """
+        state = {"settings": self._settings | self._code, "parts": states_of(self.parts)}
+        state |= {"results": self.results, "order": self.order, "random": random_states}
         try:
-            self._save(random_states)
-            self._write(results, since=self.steps.epoch)
+            write_checkpoint(self._folder, state | self.steps.state_dict())
+            self._write(results, since or self.steps.epoch)
         except FileNotFoundError:
             self._folder.mkdir(parents=True, exist_ok=True)
             say(f"{self._folder} was deleted: it is made again, with all but the figures.")
-            self._save(random_states)
-            self._write(results, since=1)
-
-    def _save(self, random_states: dict[str, Tensor]) -> None:
-        state = {"settings": self._settings | self._code, "parts": states_of(self.parts)}
-        state |= {"results": self.results, "order": self.order, "random": random_states}
-        write_checkpoint(self._folder, state | self.steps.state_dict())
+            self.keep(results, random_states, since=1)
 
     def _write(self, results: Results, since: int) -> None:
-        epochs = range(max(1, since), self.steps.epoch + 1)  # whose samples become pictures
+        samples = torch.stack(results["samples"]).numpy()  # (epochs, n, H, W, 3)
+        for epoch in range(max(1, since), self.steps.epoch + 1):
+            with writing(self._folder / f"samples_epoch_{epoch:03d}.png") as path:
+                Image.fromarray(image_grid(samples[epoch - 1], columns=8)).save(path)
+        with writing(self._folder / "samples.npz") as path:
+            np.savez_compressed(path, samples=samples)
+        self._write_table("losses.csv", ["epoch", "batch", "d_loss", "g_loss"], self.steps.rows())
+        measures = enumerate(results["measures"], start=1)
+        rows = ([epoch, *values.values()] for epoch, values in measures)
+        self._write_table("measures.csv", ["epoch", *results["measures"][0]], rows)
         metadata = {name: str(value) for name, value in self._settings.items()}
-        average = self.parts["G_average"]
-        write_results(self._folder, epochs, results, self.steps.rows(), average, metadata)
+        last = self.parts["G_average"].state_dict()
+        write_weights(self._folder / "generator.safetensors", last, metadata)
+        write_weights(self._folder / "generator_best.safetensors", results["best"], metadata)
+
+    def _write_table(
+        self, name: str, header: Sequence[str], rows: Iterable[Sequence[float]]
+    ) -> None:
+        with writing(self._folder / name) as path, open(path, "w", newline="") as file:
+            csv.writer(file).writerows([header, *rows])

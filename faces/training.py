@@ -1,11 +1,7 @@
 """What surrounds the training loop: batches, losses, the live line, files and checkpoints.
 
-After each epoch these are in the run's folder: ``losses.csv`` (epoch, batch, d_loss, g_loss),
-``measures.csv`` (epoch and the measures of its faces), ``samples.npz`` (``samples``: uint8
-(epochs, n, H, W, 3)), ``samples_epoch_NNN.png``, ``generator.safetensors``, the best epoch's
-``generator_best.safetensors`` and ``checkpoint.pt``. A run whose checkpoint is there goes on from
-it; on a CPU it ends bit for bit as if it had never stopped. The stop button, Ctrl-C and SIGTERM end
-a run after the current step, with a checkpoint. Of several processes, the first one writes.
+A run whose checkpoint is there goes on from it; on a CPU it ends bit for bit as if it had never
+stopped. The stop button, Ctrl-C and SIGTERM end it after the current step, with a checkpoint.
 """
 
 from __future__ import annotations
@@ -27,7 +23,6 @@ from faces.folders import only_writer
 from faces.processes import is_first_process, say, share
 from faces.progress import Progress
 from faces.record import Record
-from faces.results import with_epoch
 from faces.stopping import StopSignals
 from faces.watching import loss_range, signs_of_failure
 
@@ -71,9 +66,7 @@ class TrainingRun:
     ) -> None:
         if print_every < 1:
             raise ValueError(f"print_every is {print_every}: it must be at least 1.")
-        self.output_dir = Path(output_dir)
-        self.n_epochs = n_epochs
-        self.print_every = print_every
+        self.output_dir, self.n_epochs, self.print_every = Path(output_dir), n_epochs, print_every
         self._device = next(parts["G_average"].parameters()).device
         self._record = Record(self.output_dir, parts, settings, train)
         self._steps = self._record.steps
@@ -88,7 +81,6 @@ class TrainingRun:
         return len(self._steps)
 
     def __enter__(self) -> TrainingRun:
-        self.output_dir.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             stack.callback(self._stop.end)
             stack.enter_context(only_writer(self.output_dir))
@@ -123,8 +115,12 @@ class TrainingRun:
         if self._random is not None:
             set_random_states(self._random, self._device)
             self._random = None
+        if not len(loader):
+            raise ValueError("batch_size is larger than the number of training images: lower it.")
+        if loader.generator is not None:
+            loader.generator.manual_seed(self._record.order + steps.epoch)
         self._line.begin_epoch(steps.epoch, steps.batch, len(loader))
-        for images, _ in _in_order(loader, self._record.order + steps.epoch, steps.batch):
+        for images, _ in itertools.islice(loader, steps.batch, None):
             z = share(sample_z(len(images)))
             if len(z):
                 self._n_images = len(images)
@@ -163,7 +159,7 @@ class TrainingRun:
             with torch.no_grad():
                 faces = G_average(fixed_z)
             samples = to_uint8(faces[:16])
-            results = with_epoch(self._record.results, samples, judge(faces), G_average)
+            results = self._record.with_epoch(samples, judge(faces))
             if self._complete:
                 self._record.results = results
                 d_losses = [d for d, _ in self.losses[-self._steps.batch :]]
@@ -179,15 +175,6 @@ class TrainingRun:
                 f"Stopped {place}. To go on from there, run this again with resume = True and "
                 f'output_dir = "{self.output_dir}".'
             )
-
-
-def _in_order(loader: DataLoader, seed: int, done: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Whole batches in the order of a seed, if the loader has a generator; without those done."""
-    if not len(loader):
-        raise ValueError("batch_size is larger than the number of training images: lower it.")
-    if loader.generator is not None:
-        loader.generator.manual_seed(seed)
-    return itertools.islice(loader, done, None)
 
 
 class _LiveLine(Progress):
