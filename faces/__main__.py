@@ -18,21 +18,14 @@ from PIL import Image
 from faces import files
 from faces.drawing import generate_faces, walk
 from faces.files import WEIGHTS, arrays_beside, make_once, printable, writing
-from faces.pictures import image_grid, show_animation
+from faces.pictures import image_grid, show_animation, write_pictures
 
 COMMAND = "python -m faces"
 SIDE = 64  # pixels of a walk's frames, of which the GIF has twice as many
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Do what a command line says.
-
-    Returns:
-        The exit code: 0, or 1 if it failed, with the reason on stderr.
-
-    Raises:
-        SystemExit: with 2 if the command line is wrong.
-    """
+    """Do what a command line says; return the exit code. A wrong one raises ``SystemExit``."""
     options = _parser().parse_args(arguments)
     try:
         options.command(options)
@@ -46,23 +39,16 @@ def draw(options: argparse.Namespace) -> None:
     """Write faces: a grid, an array or a folder of pictures, by the ending of ``out``."""
     out = _free(options.out, ".png", ".npy", "")
     images = generate_faces(options.n, options.seed, options.weights, options.balanced)
-    if out.suffix == ".png":
-        with writing(out) as temporary:
-            grid = image_grid(images, math.ceil(math.sqrt(len(images))))
-            Image.fromarray(grid).save(temporary, "PNG")
-    elif out.suffix == ".npy":
-        with writing(out) as temporary, open(temporary, "wb") as file:
-            np.save(file, images)
+    if not out.suffix:
+        make_once(out, lambda temporary: write_pictures(images, temporary / "faces"))
     else:
-        make_once(out, lambda temporary: _fill(temporary / "faces", images))
+        with writing(out) as temporary:
+            if out.suffix == ".npy":
+                np.save(temporary, images)
+            else:
+                grid = image_grid(images, math.ceil(math.sqrt(len(images))))
+                Image.fromarray(grid).save(temporary)
     print(f"{len(images):,} faces: {out}")
-
-
-def _fill(folder: Path, images: np.ndarray) -> Path:
-    folder.mkdir()
-    for i, image in enumerate(images, start=1):
-        Image.fromarray(image).save(folder / f"{i:06d}.png")
-    return folder
 
 
 def make_walk(options: argparse.Namespace) -> None:

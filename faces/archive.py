@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -9,7 +10,7 @@ import zipfile
 import zlib
 from pathlib import Path, PureWindowsPath
 
-from faces.files import FULL, disk_full, is_image_name, make_once
+from faces.files import FULL, is_image_name, make_once
 from faces.progress import Progress
 
 # JPEG and PNG hardly shrink in a zip. A BMP of one colour shrinks a thousandfold, so a small
@@ -43,7 +44,7 @@ def unpack(archive: str | Path, folder: str | Path) -> None:
             with zipfile.ZipFile(archive) as opened:
                 members = _images_in(opened)
                 if sum(m.file_size for m in members) > shutil.disk_usage(temporary).free:
-                    raise disk_full(folder.parent)
+                    raise OSError(errno.ENOSPC, "too large")
                 for member in Progress(members, desc=f"Unpacking {archive.name}", unit=" images"):
                     opened.extract(member, target)  # never more bytes than the entry declares
         except (zipfile.BadZipFile, zlib.error, EOFError, UnicodeError) as error:
@@ -76,12 +77,11 @@ def _images_in(opened: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
         kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where the zip does not say
         is_file = kind in (0, stat.S_IFREG) and member.orig_filename[-1:] not in "/\\"
         if is_file and is_image_name(Path(name)):
+            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise NotImplementedError(f"compression type {member.compress_type}")
             members.append(member)
     if not members:
         raise ValueError(f"{opened.filename} holds no images: set data_dir to one that does.")
-    for member in members:
-        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise NotImplementedError(f"compression type {member.compress_type}")
     largest = max(members, key=lambda member: member.file_size)
     total = sum(member.file_size for member in members)
     packed = os.path.getsize(opened.filename)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pooch
 import requests
-from PIL import Image
 from urllib3.exceptions import HTTPError
 
 from faces import files
 from faces.archive import unpack
 from faces.drawing import generate_faces
-from faces.files import WEIGHTS, check_writable, make_once, unreadable
+from faces.files import WEIGHTS, check_writable, make_once, refuse_unreadable
+from faces.pictures import write_pictures
 from faces.progress import Progress
 
 DATA = "processed_celeba_small"  # the only folder that is made if it is not there
@@ -67,7 +67,7 @@ def get_data(data_dir: str | Path) -> Path:
             unpack(data_dir, folder)
             return folder
     except PermissionError as error:
-        raise unreadable(error) from error
+        refuse_unreadable(error)
     if data_dir.name != DATA or not data_dir.parent.is_dir():
         raise FileNotFoundError(f"There is no folder or file {data_dir}: correct data_dir.")
     archive = files.CACHE / Path(ARCHIVE_URL).name
@@ -76,7 +76,8 @@ def get_data(data_dir: str | Path) -> Path:
             f"There is no folder {data_dir} and no network to download it: "
             f"going on with {OFFLINE_FACES:,} faces drawn from the shipped weights."
         )
-        return _offline_set()
+        folder = files.CACHE / f"offline-{pooch.file_hash(WEIGHTS)[:12]}"
+        return make_once(folder, _offline_set)
     print(f"There is no folder {data_dir}: the CelebA faces (248 MB) go there.")
     check_writable(data_dir.parent, "data_dir")
     unpack(download(ARCHIVE_URL, ARCHIVE_SHA256), data_dir)
@@ -148,10 +149,8 @@ def _fetch(url: str, path: Path) -> None:
                             begun, received = time.monotonic(), 0
                 return
             except (requests.RequestException, HTTPError) as error:
-                hopeless = (
-                    isinstance(error, requests.HTTPError) and error.response.status_code < 500
-                )
-                if hopeless or not left:
+                status = getattr(getattr(error, "response", None), "status_code", 500)
+                if status < 500 or not left:
                     raise OSError(
                         f"The download of {url} failed: {error}. Run the cell again. (In the place "
                         "of the archive, data_dir can be a folder of images of your own.)"
@@ -160,14 +159,5 @@ def _fetch(url: str, path: Path) -> None:
                 time.sleep(DOWNLOAD_PAUSE)
 
 
-def _offline_set() -> Path:
-    """Return the folder of the offline set; made from the shipped weights the first time."""
-
-    def draw(temporary: Path) -> Path:
-        images = temporary / "images"
-        images.mkdir()
-        for i, face in enumerate(generate_faces(OFFLINE_FACES, seed=0), start=1):
-            Image.fromarray(face).save(images / f"{i:06d}.png", compress_level=1)
-        return images
-
-    return make_once(files.CACHE / f"offline-{pooch.file_hash(WEIGHTS)[:12]}", draw)
+def _offline_set(temporary: Path) -> Path:
+    return write_pictures(generate_faces(OFFLINE_FACES, seed=0), temporary / "images")

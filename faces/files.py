@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
 import pooch
 from filelock import FileLock, Timeout
@@ -129,16 +130,11 @@ def naming_a_full_disk(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in FULL:
             raise
-        raise disk_full(folder) from None
-
-
-def disk_full(folder: Path) -> OSError:
-    """The error for a full disk, which says what to do."""
-    return OSError(
-        errno.ENOSPC,
-        "The disk is full. Nothing half-written was left: free some space and run this again",
-        str(folder),
-    )
+        raise OSError(
+            errno.ENOSPC,
+            "The disk is full. Nothing half-written was left: free some space and run this again",
+            str(folder),
+        ) from None
 
 
 def check_writable(folder: Path, setting: str) -> None:
@@ -153,7 +149,9 @@ def check_writable(folder: Path, setting: str) -> None:
         ) from error
 
 
-def unreadable(error: OSError) -> OSError:
-    """The error for a place that may not be read, which says what to do."""
+def refuse_unreadable(error: OSError) -> NoReturn:
+    """Name a place that may not be read, and say what to do."""
     place = printable(str(error.filename))
-    return OSError(f"{place} cannot be read ({error.strerror}): change that, or set data_dir anew.")
+    raise OSError(
+        f"{place} cannot be read ({error.strerror}): change that, or set data_dir anew."
+    ) from error

@@ -21,9 +21,18 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from faces import files
 from faces.decoding import decode
-from faces.files import check_writable, is_hidden, is_image_name, printable, unreadable, writing
+from faces.files import (
+    check_writable,
+    is_hidden,
+    is_image_name,
+    printable,
+    refuse_unreadable,
+    writing,
+)
 from faces.processes import first_on_each_machine
 from faces.progress import Progress
+
+_HEADER = 128  # bytes of an .npy file before the pixels: numpy leaves room for any number of them
 
 
 def find_images(
@@ -77,11 +86,8 @@ def find_images(
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    def refuse(error: OSError) -> None:
-        raise unreadable(error) from error
-
     visited = set()
-    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+    for place, folders, names in os.walk(folder, onerror=refuse_unreadable, followlinks=True):
         if os.path.realpath(place) in visited:
             folders.clear()
             continue
@@ -126,14 +132,14 @@ def load_images(
         return np.concatenate(list(_decoded(paths, transform, skip_broken=True)))
     folder, names, states = _array_key(paths, transform, Path(data_dir), skip_broken)
     with first_on_each_machine(), FileLock(folder / f".{names}.lock"):
-        path = _whole_array(folder, f"{names}-{states}")
+        kept = folder.glob(f"{names}-{states}-*.npy")  # the name ends with a checksum
+        path = next((path for path in kept if path.stem.endswith(_checksum(path))), None)
         if path is None:
-            for pattern in (f"{names}-*.npy", f".{names}-*.npy"):  # of the same files before they
-                for other in folder.glob(pattern):  # changed, damaged, or of a run that was killed
-                    other.unlink(missing_ok=True)
+            for other in folder.glob(f"*{names}-*.npy"):  # of the same files before they changed,
+                other.unlink(missing_ok=True)  # damaged, or of a run that was killed
             path = folder / f"{names}-{states}.npy"
             with writing(path) as temporary, open(temporary, "wb") as file:
-                _write_array(file, _decoded(paths, transform, skip_broken), len(paths))
+                _write_array(file, _decoded(paths, transform, skip_broken))
             path = path.rename(path.with_stem(f"{path.stem}-{_checksum(path)}"))
     images = np.load(path, mmap_mode="r")
     if len(images) < len(paths):
@@ -152,7 +158,7 @@ def _array_key(
     names = hashlib.sha256(how.encode())
     states = hashlib.sha256()
     for path in paths:
-        names.update(f"\0{path.relative_to(data_dir).as_posix()}".encode(errors="surrogateescape"))
+        names.update(b"\0" + os.fsencode(path.relative_to(data_dir)))
         with suppress(OSError):  # a link to nothing: decoding names it
             status = path.stat()
             times = f"{status.st_mtime_ns} {status.st_ctime_ns}"  # no program can set the second
@@ -168,36 +174,24 @@ def _array_key(
     except OSError:
         folder = files.CACHE / "arrays"
         check_writable(folder, "the environment variable XDG_CACHE_HOME")
-        names.update(str(data_dir.resolve()).encode(errors="surrogateescape"))
+        names.update(os.fsencode(data_dir.resolve()))
     return folder, names.hexdigest()[:12], states.hexdigest()[:12]
-
-
-def _whole_array(folder: Path, name: str) -> Path | None:
-    """The array whose name begins like this, if its checksum, the end of the name, is right."""
-    kept = (path for path in folder.glob(f"{name}-*.npy") if path.stem.endswith(_checksum(path)))
-    return next(kept, None)
 
 
 def _checksum(path: Path) -> str:
     return pooch.file_hash(path, "blake2b")[:12]
 
 
-def _write_array(file: BinaryIO, blocks: Iterator[np.ndarray], n: int) -> None:
-    """Write the blocks one after the other as one .npy file; n: how many images they may have."""
-
-    def write_header(n: int, shape: tuple[int, ...]) -> None:
-        header = {"descr": "|u1", "fortran_order": False, "shape": (n, *shape)}
-        np.lib.format.write_array_header_1_0(file, header)
-
-    written, shape = 0, (0,)
+def _write_array(file: BinaryIO, blocks: Iterator[np.ndarray]) -> None:
+    """Write the blocks one after the other as one .npy file."""
+    n = 0
+    file.seek(_HEADER)
     for block in blocks:
-        if not written:
-            shape = block.shape[1:]
-            write_header(n, shape)
         file.write(block.tobytes())
-        written += len(block)
+        n += len(block)
     file.seek(0)
-    write_header(written, shape)  # of the same length: numpy leaves room for any number
+    header = {"descr": "|u1", "fortran_order": False, "shape": (n, *block.shape[1:])}
+    np.lib.format.write_array_header_1_0(file, header)
 
 
 def _decoded(

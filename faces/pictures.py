@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -58,6 +59,14 @@ def show_images(
         axes.set_yticks((np.arange(rows) + 0.5) * grid.shape[0] / rows, row_labels)
         axes.tick_params(length=0)
     save_figure(path)
+
+
+def write_pictures(images: Iterable[np.ndarray], folder: Path) -> Path:
+    """Write pictures, uint8 (H, W, 3), to a new folder: ``000001.png`` ...; return the folder."""
+    folder.mkdir()
+    for i, image in enumerate(images, start=1):
+        Image.fromarray(image).save(folder / f"{i:06d}.png", compress_level=1)
+    return folder
 
 
 def save_figure(path: str | Path | None) -> None:

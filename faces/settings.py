@@ -12,40 +12,34 @@ import torch
 from faces.ideas import find_ideas
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _whole(value: Any, least: int) -> bool:
+    return type(value) is int and value >= least  # True is an int, too
 
 
-def _is_number(value: Any) -> bool:
+def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-_COUNT = ("a whole number, at least 1", lambda v: _is_whole(v) and v >= 1)
-_RATE = ("above 0 and at most 0.01, such as 0.0002", lambda v: _is_number(v) and 0 < v <= 0.01)
-_FRACTION = ("at least 0 and below 1", lambda v: _is_number(v) and 0 <= v < 1)
+_COUNT = ("a whole number, at least 1", lambda v: _whole(v, 1))
+_RATE = ("above 0 and at most 0.01, such as 0.0002", lambda v: _number(v) and 0 < v <= 0.01)
+_FRACTION = ("at least 0 and below 1", lambda v: _number(v) and 0 <= v < 1)
 _SWITCH = ("True or False", lambda v: isinstance(v, bool))
 
 # What each setting must be, in words and as a test.
 RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "max_images": (
-        "a whole number, at least 4, or None",
-        lambda v: v is None or _is_whole(v) and v >= 4,
-    ),
+    "max_images": ("a whole number, at least 4, or None", lambda v: v is None or _whole(v, 4)),
     "n_epochs": _COUNT,
     "d_conv_dim": _COUNT,
     "g_conv_dim": _COUNT,
-    "image_size": (
-        "a multiple of 16, at least 32",
-        lambda v: _is_whole(v) and v % 16 == 0 and v >= 32,
-    ),
-    "batch_size": ("a whole number, at least 2", lambda v: _is_whole(v) and v >= 2),
+    "image_size": ("a multiple of 16, at least 32", lambda v: _whole(v, 32) and v % 16 == 0),
+    "batch_size": ("a whole number, at least 2", lambda v: _whole(v, 2)),
     "z_size": _COUNT,
     "d_lr": _RATE,
     "g_lr": _RATE,
-    "final_lr": ("above 0 and at most 1", lambda v: _is_number(v) and 0 < v <= 1),
+    "final_lr": ("above 0 and at most 1", lambda v: _number(v) and 0 < v <= 1),
     "beta1": _FRACTION,
     "ema_decay": _FRACTION,
-    "seed": ("a whole number from 0 to 2**63 - 1", lambda v: _is_whole(v) and 0 <= v < 2**63),
+    "seed": ("a whole number from 0 to 2**63 - 1", lambda v: _whole(v, 0) and v < 2**63),
     "resume": _SWITCH,
     "skip_broken": _SWITCH,
     "fast": _SWITCH,
@@ -88,14 +82,6 @@ def choose_settings(
         if given[name] is None or not all(name in other for other in presets.values())
     }
     settings = {name: given[name] for name in RANGES} | decided
-    _check(settings, given)
-    print(f"preset {preset} ({why})")
-    for name, value in decided.items():
-        print(f"  {name} = {value}")
-    return settings
-
-
-def _check(settings: dict[str, Any], given: dict[str, Any]) -> None:
     wrong = [
         f"{name} is {settings[name]!r}: it must be {meaning}."
         for name, (meaning, is_right) in RANGES.items()
@@ -114,3 +100,7 @@ def _check(settings: dict[str, Any], given: dict[str, Any]) -> None:
         )
     if wrong:
         raise ValueError("\n".join(wrong))
+    print(f"preset {preset} ({why})")
+    for name, value in decided.items():
+        print(f"  {name} = {value}")
+    return settings
