@@ -24,11 +24,8 @@ def unpack(archive: str | Path, folder: str | Path) -> None:
     """Unpack the images of a zip into a new folder: all of them, or nothing.
 
     They are written to a temporary folder beside it, which takes the name at the end. If the
-    archive holds a single top folder, that one becomes ``folder``. Links are left out.
-
-    Args:
-        archive: path of the zip.
-        folder: what to make. Nothing is done if it is there: another process may have made it.
+    archive holds a single top folder, that one becomes ``folder``. Links are left out. Nothing is
+    done if the folder is there: another process may have made it.
 
     Raises:
         ValueError: if the file is no zip, is damaged, holds no images, has an entry that would

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from functools import partial
 from itertools import pairwise
@@ -30,31 +31,19 @@ class _Layer(NamedTuple):
 
 
 def _run_layers(network: nn.Module, example: Tensor) -> list[_Layer]:
-    """List a network's convolutions, linear layers and batch norms in the order in which they run.
-
-    Its training modes and statistics are left as they are.
-    """
+    """List a network's layers with weights, batch norms too, in the order in which they run."""
     layers: list[_Layer] = []
 
     def note(name: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         sizes = (tuple(tensor.shape[1:]) for tensor in (args[0], output))
         layers.append(_Layer(name.split(".")[0], module, *sizes))
 
-    kinds = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm2d)
-    hooks = [
-        module.register_forward_hook(partial(note, name))
-        for name, module in network.named_modules()
-        if isinstance(module, kinds)
-    ]
-    modes = [(module, module.training) for module in network.modules()]
-    try:
-        with torch.no_grad():
-            network.eval()(example)
-    finally:
-        for module, training in modes:
-            module.training = training
-        for hook in hooks:
-            hook.remove()
+    network = copy.deepcopy(network).eval()  # the given one stays as it is
+    for name, module in network.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm2d)):
+            module.register_forward_hook(partial(note, name))
+    with torch.no_grad():
+        network(example)
     return layers
 
 
@@ -130,11 +119,7 @@ def draw_network(network: nn.Module, example: Tensor, path: str | Path | None = 
 
 
 def draw_game(path: str | Path | None = None) -> None:
-    """Draw what the two networks of a GAN do, and what each of them learns from.
-
-    Args:
-        path: where to save the figure, if anywhere.
-    """
+    """Draw what the two networks of a GAN do, and what each learns from; save it, if at a path."""
     axes = _sheet(8, 2.5)
     for x, y, width, height, text, color in (
         (0.75, 0.85, 1.0, 0.5, "random\nnumbers z", ORANGE),

@@ -9,9 +9,9 @@ from numbers import Integral
 from pathlib import Path
 
 import numpy as np
-import safetensors
 import torch
-from torch import Tensor, nn
+from safetensors import SafetensorError
+from torch import Tensor
 
 from faces.arrays import to_uint8
 from faces.files import WEIGHTS
@@ -59,19 +59,14 @@ def generate_faces(
         return np.concatenate([draw(sample_z(size)) for size in sizes])
 
 
-def walk(seeds: Sequence[int], weights: str | Path = WEIGHTS, steps: int = 24) -> np.ndarray:
+def walk(seeds: Sequence[int], weights: str | Path = WEIGHTS) -> np.ndarray:
     """Draw the way from the face of each seed to that of the next, straight through the latents.
 
     Args:
-        seeds: of ``generate_faces(1, seed)``.
-        weights: as there.
-        steps: from one seed to the next.
+        seeds, weights: of the faces, see ``generate_faces``, which says what it raises too.
 
     Returns:
-        uint8 array ((len(seeds) - 1) * steps + 1, H, W, 3).
-
-    Raises:
-        FileNotFoundError, ValueError: as there.
+        uint8 array ((len(seeds) - 1) * 24 + 1, H, W, 3).
     """
     with torch.random.fork_rng(devices=[]):
         draw, sample_z = _load(weights)
@@ -79,7 +74,7 @@ def walk(seeds: Sequence[int], weights: str | Path = WEIGHTS, steps: int = 24) -
         for seed in seeds:
             torch.default_generator.manual_seed(seed)
             ends.append(sample_z(1))
-    t = torch.arange(steps).view(steps, 1) / steps
+    t = torch.arange(24).view(24, 1) / 24
     ways = [start + t * (end - start) for start, end in pairwise(ends)]
     return np.concatenate([draw(z) for z in [*ways, ends[-1]]])
 
@@ -91,36 +86,24 @@ def _load(
     if not Path(weights).is_file():
         raise FileNotFoundError(f"There is no file {weights}: train first, or name another.")
     try:
-        G, sample_z = _generator_and_latents(weights)
-    except (
-        safetensors.SafetensorError,
-        AttributeError,
-        KeyError,
-        ValueError,
-        RuntimeError,
-    ) as error:
+        state, metadata = read_weights(weights)
+        names = ("z_size", "g_conv_dim", "image_size")
+        z_size, conv_dim, image_size = (int(metadata[name]) for name in names)
+        idea = metadata.get("idea", "")
+        if not re.fullmatch(r"[\w+]*", idea):  # a file of weights must not choose what code runs
+            raise ValueError(f"they were trained with {idea!r}, which is not in ideas/")
+        lesson = load_definitions()
+        change_lesson(lesson, load_ideas(idea).values())
+        lesson.z_size, lesson.device = z_size, torch.device("cpu")
+        _, G = lesson.build_network(8, conv_dim, z_size, image_size)
+        G.eval().load_state_dict(state)
+        for name, own in G.state_dict().items():
+            found = state[name]
+            is_right = found.dtype == own.dtype and found.isfinite().all()
+            if own.is_floating_point() and not is_right:
+                raise ValueError(f"{name} is {found.dtype}, or not finite: not {own.dtype}")
+    except (SafetensorError, AttributeError, KeyError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"{weights} does not hold weights of the notebook's Generator: {error}"
         ) from error
-    return torch.inference_mode()(lambda z: to_uint8(G(z))), sample_z
-
-
-def _generator_and_latents(weights: str | Path) -> tuple[nn.Module, Callable[[int], Tensor]]:
-    """Rebuild the generator, and the function that drew its latents; changes the random state."""
-    state, metadata = read_weights(weights)
-    z_size, conv_dim, image_size = (
-        int(metadata[name]) for name in ("z_size", "g_conv_dim", "image_size")
-    )
-    idea = metadata.get("idea", "")
-    if not re.fullmatch(r"[\w+]*", idea):  # a file of weights must not choose what code runs
-        raise ValueError(f"they were trained with {idea!r}, which is not in ideas/")
-    lesson = load_definitions()
-    change_lesson(lesson, load_ideas(idea).values())
-    lesson.z_size, lesson.device = z_size, torch.device("cpu")
-    _, G = lesson.build_network(8, conv_dim, z_size, image_size)
-    G.load_state_dict(state)
-    for name, own in G.state_dict().items():
-        found = state[name]
-        if own.is_floating_point() and not (found.dtype == own.dtype and found.isfinite().all()):
-            raise ValueError(f"{name} is {found.dtype}, or not finite: not {own.dtype}")
-    return G.eval(), lesson.sample_z
+    return torch.inference_mode()(lambda z: to_uint8(G(z))), lesson.sample_z

@@ -78,10 +78,10 @@ class Explorer:
         while any((self.folder / f"face_{number}{end}").exists() for end in (".png", ".npy")):
             number += 1
         path = self.folder / f"face_{number}.png"
-        with writing(path.with_suffix(".npy")) as temporary, open(temporary, "wb") as file:
-            np.save(file, self.latent().numpy())
+        with writing(path.with_suffix(".npy")) as temporary:
+            np.save(temporary, self.latent().numpy())
         with writing(path) as temporary:
-            self.picture().save(temporary, "PNG")
+            self.picture().save(temporary)
         self.said.value = f"saved: {path}, and its latent beside it"
         return path
 

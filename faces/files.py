@@ -68,16 +68,10 @@ def writing(path: Path) -> Iterator[Path]:
 def make_once(path: Path, make: Callable[[Path], Path]) -> Path:
     """Make a file or folder unless it is there: all of it or nothing, and by one process only.
 
-    A folder in the cache keeps a record of its number of files, and is made anew if some are gone.
+    ``make`` fills the temporary folder it is given, and returns what in there shall be ``path``. A
+    folder in the cache keeps a record of its number of files, and is made anew if some are gone.
     Others that want it, or anything else in its folder, wait. The lock ends with its process, so
     whoever gets it may remove what a killed one left.
-
-    Args:
-        path: what to make.
-        make: fills the temporary folder it is given, and returns what in there shall be ``path``.
-
-    Returns:
-        ``path``.
 
     Raises:
         OSError: if the disk is full or the cache folder cannot be written to.

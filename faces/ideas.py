@@ -10,7 +10,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torch import nn
 from torch.utils.data import DataLoader
 
 from faces.digests import digest_of
@@ -74,11 +73,7 @@ def change_lesson(lesson: ModuleType, ideas: Iterable[ModuleType]) -> None:
 
 
 def load_ideas(idea: str) -> dict[str, ModuleType]:
-    """Import the files of ideas, given as for ``apply_idea``.
-
-    Raises:
-        ValueError: as there.
-    """
+    """Import the files of ideas, given as for ``apply_idea``, which says what is refused."""
     return {part: _load(path) for part, path in find_ideas(idea).items()}
 
 
@@ -94,24 +89,17 @@ def find_ideas(idea: str) -> dict[str, Path]:
     Raises:
         ValueError: if there is no such file.
     """
-    return {part.strip(): find_idea(part.strip()) for part in str(idea).split("+") if part.strip()}
-
-
-def find_idea(idea: str) -> Path:
-    """Return the file of an idea: a name in ideas/, or a path that ends in ".py".
-
-    Raises:
-        ValueError: if there is no such file.
-    """
-    is_own = idea.endswith(".py")
-    path = Path(idea).expanduser() if is_own else IDEAS / f"{idea}.py"
-    if not path.is_file() or not (is_own or idea.isidentifier()):
-        there = ", ".join(sorted(p.stem for p in IDEAS.glob("*.py")))
-        raise ValueError(
-            f"There is no idea {idea!r}: set idea to some of {there}, joined by '+', or to the "
-            "path of a file of your own that ends in '.py'."
-        )
-    return path
+    found = {}
+    for part in filter(None, map(str.strip, str(idea).split("+"))):
+        is_own = part.endswith(".py")
+        found[part] = path = Path(part).expanduser() if is_own else IDEAS / f"{part}.py"
+        if not path.is_file() or not (is_own or part.isidentifier()):
+            there = ", ".join(sorted(p.stem for p in IDEAS.glob("*.py")))
+            raise ValueError(
+                f"There is no idea {part!r}: set idea to some of {there}, joined by '+', or to the "
+                "path of a file of your own that ends in '.py'."
+            )
+    return found
 
 
 def _load(path: Path) -> ModuleType:
@@ -137,14 +125,11 @@ def _loader_like(plain: DataLoader, **changes: Any) -> DataLoader:
     return DataLoader(**{name: getattr(plain, name) for name in names} | changes)
 
 
-def _then(
-    build_network: Callable[..., tuple[nn.Module, nn.Module]],
-    change: Callable[[nn.Module, nn.Module], None],
-) -> Callable[..., tuple[nn.Module, nn.Module]]:
+def _then(build_network: Callable[..., Any], change: Callable[..., None]) -> Callable[..., Any]:
     @functools.wraps(build_network)
-    def changed(*sizes: int, **named_sizes: int) -> tuple[nn.Module, nn.Module]:
-        D, G = build_network(*sizes, **named_sizes)
-        change(D, G)
-        return D, G
+    def changed(*sizes: int, **named_sizes: int) -> Any:
+        networks = build_network(*sizes, **named_sizes)
+        change(*networks)
+        return networks
 
     return changed

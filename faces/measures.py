@@ -97,11 +97,7 @@ def _means(sets: dict[str, list[float]]) -> dict[str, float]:
 
 
 def sliced_wasserstein(
-    images: np.ndarray,
-    others: np.ndarray,
-    n_patches: int = 32,
-    n_directions: int = 128,
-    device: torch.device | str = "cpu",
+    images: np.ndarray, others: np.ndarray, device: torch.device | str = "cpu"
 ) -> dict[int, float]:
     """Sliced Wasserstein distance between two sets of pictures, at each level of detail.
 
@@ -110,13 +106,12 @@ def sliced_wasserstein(
     variance 1 in each colour, so that a tint or a contrast that all pictures share does not count.
     The distance is the mean, over random directions, of the Wasserstein distance between the two
     sets of patches projected on a direction. Karras et al., Progressive growing of GANs, 2018,
-    https://arxiv.org/abs/1710.10196, section 5; they take 128 patches a picture and 512 directions.
+    https://arxiv.org/abs/1710.10196, section 5, with 128 patches a picture (here 32) and 512
+    directions (here 128).
 
     Args:
         images: uint8 array (n, H, W, 3), H = W = 16, 32, 64 ...
         others: uint8 array (n, H, W, 3): as many of the same size.
-        n_patches: patches taken from each picture.
-        n_directions: directions that the patches are projected on.
         device: where to compute.
 
     Returns:
@@ -137,14 +132,14 @@ def sliced_wasserstein(
     pyramids = [_laplacian_pyramid(pictures, device) for pictures in (images, others)]
     for level, other in zip(*pyramids, strict=True):
         n, _, side, _ = level.shape
-        corners = torch.randint(side - 6, (2, 2, n, n_patches), generator=random)
-        directions = torch.randn(3 * 7 * 7, n_directions, generator=random)
+        corners = torch.randint(side - 6, (2, 2, n, 32), generator=random)
+        directions = torch.randn(3 * 7 * 7, 128, generator=random)
         directions /= directions.norm(dim=0)
         corners, directions = corners.to(device), directions.to(device)
         a, b = (
             (_patches_at(pictures, *places) @ directions).T.contiguous().sort(dim=1).values
             for pictures, places in [(level, corners[0]), (other, corners[1])]
-        )  # (n_directions, n * n_patches) each
+        )  # (128, n * 32) each
         distances[side] = 1000 * (a - b).abs().mean().item()
     return distances
 
@@ -176,9 +171,8 @@ def _laplacian_pyramid(images: np.ndarray, device: torch.device | str = "cpu") -
 def _patches_at(pictures: Tensor, top: Tensor, left: Tensor) -> Tensor:
     """Cut patches of 7x7 out of pictures (n, 3, H, W), all scaled alike: (n * n_patches, 147)."""
     cut = pictures.unfold(2, 7, 1).unfold(3, 7, 1)  # (n, 3, H - 6, W - 6, 7, 7), a view
-    patches = cut[torch.arange(len(pictures), device=top.device)[:, None], :, top, left].flatten(
-        0, 1
-    )
+    which = torch.arange(len(pictures), device=top.device)[:, None]
+    patches = cut[which, :, top, left].flatten(0, 1)
     deviation, mean = torch.std_mean(patches, dim=(0, 2, 3), keepdim=True)
     return ((patches - mean) / deviation.clamp(min=1e-3)).flatten(1)
 

@@ -88,7 +88,7 @@ def balancing_weights(images: np.ndarray) -> np.ndarray:
     return weights
 
 
-def draw_balanced(draw: Callable[[int], np.ndarray], n: int, most: int | None = None) -> np.ndarray:
+def draw_balanced(draw: Callable[[int], np.ndarray], n: int) -> np.ndarray:
     """Draw faces until each typology class has its equal share of them.
 
     Faces without an angle, and those that a class has too many of, are rejected. Where classes stay
@@ -96,17 +96,15 @@ def draw_balanced(draw: Callable[[int], np.ndarray], n: int, most: int | None = 
 
     Args:
         draw: draws that many faces, other ones each time, uint8 (n, H, W, 3).
-        n: how many faces to return.
-        most: how many to draw at most; 20 times ``n`` if not given.
+        n: how many faces to return; at most 20 times as many are drawn.
 
     Returns:
         uint8 array (n, H, W, 3); fewer if fewer faces with an angle were drawn.
     """
-    most = 20 * n if most is None else most
     share, drawn, kept = -(-n // len(TYPOLOGY)), 0, []
     classes, counts = np.empty(0, int), np.zeros(len(TYPOLOGY), int)
-    while counts.min() < share and drawn < most:
-        images = draw(min(500, most - drawn))
+    while counts.min() < share and drawn < 20 * n:
+        images = draw(min(500, 20 * n - drawn))
         drawn += len(images)
         so_far = np.append(classes, _typology_classes(images))
         useful = ((so_far >= 0) & (_ranks(so_far) < n))[len(classes) :]

@@ -27,7 +27,7 @@ def lesson() -> types.ModuleType:
 
 
 def file_of(name: str) -> types.ModuleType:
-    return ideas._load(ideas.find_idea(name))
+    return ideas.load_ideas(name)[name]
 
 
 # ---------------------------------------------------------------------------------- the mechanism
@@ -45,7 +45,7 @@ def test_each_idea_changes_the_training(tmp_path, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_each_idea_says_what_it_is_on_a_page(name):
     assert f"`{name}`" in (HERE / "README.md").read_text(encoding="utf-8")
-    path = ideas.find_idea(name)
+    path = ideas.find_ideas(name)[name]
     title = file_of(name).__doc__.splitlines()[0]
     assert ": " in title and title.endswith(".") and title[0].isupper()
     assert 10 <= len(path.read_text(encoding="utf-8").splitlines()) <= 50
