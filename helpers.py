@@ -4,8 +4,7 @@ Data: ``download`` gets them, ``archive`` unpacks a zip, ``decoding`` opens one 
 ``images`` makes one array of all, ``arrays`` makes batches of it.
 Lesson: ``settings`` takes a preset's values, ``ideas`` changes the lesson by a file of ``ideas/``,
 ``notebook`` loads its definitions, ``drawing`` draws faces from trained weights.
-Speed: ``processes`` spreads networks, ``speed`` and ``cuda_graph`` make them and their step fast,
-``threads`` leaves other programs their share of the processor.
+Speed: ``processes`` spreads networks, ``speed`` and ``cuda_graph`` make them and their step fast.
 Training: ``training`` surrounds the loop; ``folders``, ``stopping``, ``steps``, ``record``,
 ``checkpoints``, ``weights`` and ``watching`` each do a part of that.
 Measures: ``measures`` judges faces, ``inception`` has FID and KID, ``skin`` tells light from dark.

@@ -64,7 +64,7 @@ from torchvision.transforms import v2
 import helpers
 from benchmarks.machine import QuickJudge, busy, hardware, peak, wait_for
 from faces.notebook import load_definitions, prepare
-from faces.threads import threads_at_first
+from faces.speed import threads_at_first
 
 CONV_DIM, Z_SIZE = 64, 100
 

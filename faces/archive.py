@@ -48,8 +48,8 @@ def unpack(archive: str | Path, folder: str | Path) -> None:
             raise ValueError(
                 f"{archive} is no zip file, or a damaged one ({error}): get it anew."
             ) from error
-        except (RuntimeError, NotImplementedError, OSError) as error:  # a password, a long name
-            if isinstance(error, OSError) and error.errno in FULL:
+        except (RuntimeError, OSError) as error:  # a password, a long name
+            if getattr(error, "errno", None) in FULL:
                 raise
             raise ValueError(
                 f"{archive} cannot be unpacked ({error}): set data_dir to a plain zip or a folder."

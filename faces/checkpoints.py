@@ -23,11 +23,7 @@ CHECKPOINTS = ("checkpoint.pt", "checkpoint-before.pt")
 
 
 def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint, and keep the one before.
-
-    Raises:
-        OSError: if the disk is full.
-    """
+    """Write a checkpoint, and keep the one before; a full disk raises ``OSError``."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     latest, before = (folder / name for name in CHECKPOINTS)

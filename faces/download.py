@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pooch
@@ -89,11 +90,9 @@ def is_reachable(url: str, seconds: float = 8.0) -> bool:
     answered = threading.Event()
 
     def ask() -> None:
-        try:
+        with suppress(requests.RequestException):
             requests.head(url, timeout=seconds)
-        except requests.RequestException:
-            return
-        answered.set()
+            answered.set()
 
     # The look-up of a name has no time limit of its own: wait for the thread, and leave it behind.
     thread = threading.Thread(target=ask, daemon=True)

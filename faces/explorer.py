@@ -68,11 +68,7 @@ class Explorer:
             self.shown.update(_enlarged(self.picture()))
 
     def save(self, button: object = None) -> Path:
-        """Write the picture and its latent, ``face_1.png`` and ``face_1.npy`` or the next number.
-
-        Returns:
-            The picture's path.
-        """
+        """Write ``face_1.png`` and its latent ``.npy``, or the next number; return the path."""
         self.folder.mkdir(parents=True, exist_ok=True)
         number = 1
         while any((self.folder / f"face_{number}{end}").exists() for end in (".png", ".npy")):

@@ -81,7 +81,6 @@ def make_once(path: Path, make: Callable[[Path], Path]) -> Path:
     beside = path.parent
     if beside == CACHE:
         check_writable(CACHE, "the environment variable XDG_CACHE_HOME")
-    beside.mkdir(parents=True, exist_ok=True)
     lock = FileLock(beside / ".unfinished-faces.lock")
     with naming_a_full_disk(beside):
         try:

@@ -60,13 +60,12 @@ def find_images(
     if part not in (None, "training", "held-out"):
         raise ValueError(f"part is {part!r}: it must be 'training', 'held-out' or None.")
     folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {folder}: set data_dir to a folder of images.")
-    paths = sorted(_files_below(folder))
+    paths = sorted(_files_below(folder)) if folder.is_dir() else []
     if not paths:
+        endings = ", ".join(IMG_EXTENSIONS)
         raise FileNotFoundError(
-            f"{folder} holds no images ({', '.join(IMG_EXTENSIONS)}): set data_dir to a folder "
-            "that does."
+            f"There is no folder {folder}, or no image in it ({endings}): set data_dir to a folder "
+            "of images."
         )
     names_repeat = len({path.name for path in paths}) < len(paths)
     if max_images is not None and max_images < len(paths):

@@ -76,10 +76,6 @@ class Steps:
             if not all(t.isfinite().all() for t in tensors if isinstance(t, Tensor)):
                 raise self._not_finite(f"A weight of {name}", self.epoch + 1, self.batch - 1)
 
-    def end_epoch(self) -> None:
-        """Count an epoch that is complete."""
-        self.epoch, self.batch = self.epoch + 1, 0
-
     def rows(self) -> Iterator[tuple[int, int, float, float]]:
         """Epoch, batch in the epoch, from 0, and losses of each step."""
         for step, (d_loss, g_loss) in enumerate(self.losses):

@@ -165,8 +165,8 @@ class TrainingRun:
                 d_losses = [d for d, _ in self.losses[-self._steps.batch :]]
                 self._line.warn(signs_of_failure(d_losses, samples, self._loss_range))
         if self._complete:
-            self._steps.end_epoch()
-            self._complete = False
+            self._steps.epoch += 1
+            self._steps.batch, self._complete = 0, False
         if is_first_process():
             self._record.keep(results, random_states(self._device))
         if self._stop.is_due() and self._steps.epoch < self.n_epochs:

@@ -14,11 +14,7 @@ from faces.files import writing
 
 
 def write_weights(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file, with "checksum" in its metadata.
-
-    Raises:
-        OSError: if the disk is full.
-    """
+    """Write a safetensors file, with "checksum" in its metadata; a full disk raises ``OSError``."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     metadata = metadata | {"checksum": _checksum(state, metadata)}
     content = safetensors.torch.save(state)  # which would put metadata in a random order

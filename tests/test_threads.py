@@ -9,7 +9,7 @@ import psutil
 import pytest
 import torch
 
-from faces.threads import threads_at_first, use_free_cores
+from faces.speed import threads_at_first, use_free_cores
 
 
 @pytest.mark.parametrize(
