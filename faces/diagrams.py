@@ -111,7 +111,9 @@ def draw_network(network: nn.Module, example: Tensor, path: str | Path | None = 
         axes.text((left + end) / 2, below, _size_text(size), ha="center", va="top", fontsize=9)
         if i < len(layers):
             _arrow(axes, (end + 0.06, middle), (end + gap - 0.06, middle))
-            center, how = end + gap / 2, _how(layers[i].module)
+            center, module, how = end + gap / 2, layers[i].module, "linear"
+            if not isinstance(module, nn.Linear):
+                how = "{}x{}, stride {}".format(*module.kernel_size, module.stride[0])
             axes.text(center, middle + 0.07, layers[i].name, ha="center", fontsize=9)
             axes.text(center, middle - 0.07, how, ha="center", va="top", fontsize=7.5, color=GREY)
         left = end + gap
@@ -152,13 +154,6 @@ def draw_game(path: str | Path | None = None) -> None:
 
 def _size_text(size: tuple[int, ...]) -> str:
     return " x ".join(map(str, size))
-
-
-def _how(module: nn.Module) -> str:
-    if isinstance(module, nn.Linear):
-        return "linear"
-    height, width = module.kernel_size
-    return f"{height}x{width}, stride {module.stride[0]}"
 
 
 def _box(size: tuple[int, ...], pixel: float) -> tuple[float, float, float]:

@@ -84,11 +84,7 @@ def idea_code(idea: str) -> dict[str, str]:
 
 
 def find_ideas(idea: str) -> dict[str, Path]:
-    """Find the files of ideas, given as for ``apply_idea``.
-
-    Raises:
-        ValueError: if there is no such file.
-    """
+    """Find the files of ideas, given as for ``apply_idea``; ``ValueError`` if one is not there."""
     found = {}
     for part in filter(None, map(str.strip, str(idea).split("+"))):
         is_own = part.endswith(".py")

@@ -73,34 +73,28 @@ class Speed:
         """
         if self.fast and self.device.type == "cuda" and not dist.is_initialized():
             return RecordedStep(step, *optimizers)
-        if self.fast and self.device.type == "cpu" and (line := use_free_cores()):
-            say(line)
+        if self.fast and self.device.type == "cpu":
+            use_free_cores()
         return step
 
 
-def use_free_cores() -> str:
-    """Let PyTorch use as many threads as other programs leave it cores, one at least.
+def use_free_cores() -> None:
+    """Let PyTorch use as many threads as other programs leave it cores, one at least; say so.
 
     Threads wait for the last of them many times a step: beside a busy program two threads on two
     cores are several times slower than one. Where the variable ``OMP_NUM_THREADS`` is set, it
     decides. To watch the processor takes half a second.
-
-    Returns:
-        A line that says so, if cores are in use; else "".
     """
     n_threads = threads_at_first()
     if n_threads == 1 or "OMP_NUM_THREADS" in os.environ:
-        return ""
+        return
     times = psutil.cpu_times_percent(0.5)
     n_free = (times.idle + getattr(times, "iowait", 0)) / 100 * psutil.cpu_count()
     n_used = max(1, min(n_threads, round(n_free)))
     torch.set_num_threads(n_used)
-    if n_used == n_threads:
-        return ""
-    return (
-        f"Other programs keep the processor busy: training with {n_used} of {n_threads} threads, "
-        "which is faster then."
-    )
+    if n_used < n_threads:
+        many = f"{n_used} of {n_threads} threads"
+        say(f"Other programs keep the processor busy: training with {many}, which is faster then.")
 
 
 @functools.cache

@@ -66,11 +66,7 @@ class Steps:
         return stop > 0
 
     def check_weights(self, parts: dict[str, Any]) -> None:
-        """Look at all tensors of networks, and at those among the parts themselves.
-
-        Raises:
-            FloatingPointError: if one is not finite.
-        """
+        """Raise ``FloatingPointError`` if a tensor of a network, or one itself, is not finite."""
         for name, part in parts.items():
             tensors = part.state_dict().values() if isinstance(part, nn.Module) else [part]
             if not all(t.isfinite().all() for t in tensors if isinstance(t, Tensor)):

@@ -3,9 +3,10 @@
     python tests/random_faults.py [--faults 200] [--first 0] [--seed 0]
 
 A file of a stopped run is changed (bits flipped, cut short, zeroed, deleted, renamed), or a run
-is killed, stopped, kept from writing, or loses a file or its folder. It is then started again. That
-must give the same result as the run without a fault; or refuse with a sentence, and give it once
-that is followed. Faces must be drawn from its weights as before, or be refused with a sentence.
+is kept from writing large files, or is killed, stopped, or loses a file or its folder, after a
+random step or just before a file that it wrote takes its name. It is then started again. That must
+give the same result as the run without a fault; or refuse with a sentence, and give it once that
+is followed. Faces must be drawn from its weights as before, or be refused with a sentence.
 """
 
 import argparse
@@ -19,30 +20,28 @@ import shutil
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from small_training import SignalLoader, prepare, train
+from small_training import prepare, train
 
 import helpers
 from faces.checkpoints import CHECKPOINTS
 
-EPOCHS, STEPS = 3, 5  # of a run; steps in an epoch
+EPOCHS = 3  # of a run, 5 steps each
 SETTINGS = {"final_lr": 1.0, "z_size": 10, "g_conv_dim": 8, "image_size": 32}
 AT_REST = ["flip", "cut", "zero", "delete", "rename"]
 AT_WORK = ["kill", "terminate", "interrupt", "full disk", "delete at work", "delete folder"]
 SENTENCE = re.compile(r"(ValueError|OSError|RuntimeError|FileNotFoundError): [^\n]*\S")
 
 
-def attempt(
-    work: Callable[[], object], log: Path, after: float | None = None, number: int = 9
-) -> tuple[int, str]:
-    """Do something in a child process, which may get a signal; return its status and output."""
+def attempt(work: Callable[[], object], log: Path) -> tuple[int, str]:
+    """Do something in a child process; return its status and output."""
     child = os.fork()
     if not child:
         with open(log, "w") as file:
@@ -56,28 +55,32 @@ def attempt(
             status = 1
         sys.stdout.flush()
         os._exit(status)
-    if after is not None:
-        time.sleep(after)
-        os.kill(child, number)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), log.read_text(errors="replace")
 
 
 def run(
     folder: Path, n_epochs: int = EPOCHS, at: int = -1, act: Callable[[], object] = print
 ) -> None:
-    """Train, or go on; act after one of the steps."""
+    """Train, or go on; act at one of the moments, of which each step and each file has one."""
     lesson = prepare(folder, settings=dict(SETTINGS))
-    steps = itertools.count()
-    lesson.g_optimizer.register_step_post_hook(lambda *_: next(steps) == at and act())
-    train(lesson, n_epochs)
+    moments, replace = itertools.count(), os.replace
+
+    def note(*_: object) -> None:
+        if next(moments) == at:
+            act()
+
+    def note_and_replace(old: Path, new: Path) -> None:
+        note()
+        replace(old, new)
+
+    lesson.g_optimizer.register_step_post_hook(note)
+    with mock.patch("os.replace", note_and_replace):
+        train(lesson, n_epochs)
+    print("moments:", next(moments))
 
 
-def stop_in_an_epoch(folder: Path) -> None:
-    """Train until a signal in epoch 2."""
-    lesson = prepare(folder, settings=dict(SETTINGS))
-    lesson.celeba_train_loader = SignalLoader.like(lesson.celeba_train_loader)
-    lesson.celeba_train_loader.at = 7
-    train(lesson, EPOCHS)
+def signal_itself(number: int) -> None:
+    os.kill(os.getpid(), number)
 
 
 def write_without_space(folder: Path, most: int) -> None:
@@ -136,16 +139,19 @@ def is_like(folder: Path, whole: Path) -> bool:
 
 
 class Faults:
-    """Runs with faults, beside one without; ``seconds`` is how long two of three epochs take."""
+    """Runs with faults, beside one without, which has ``n_moments``."""
 
     def __init__(self, place: Path) -> None:
         self.place, self.log = place, place / "log"
-        assert attempt(partial(run, place / "whole"), self.log)[0] == 0
+        _, output = attempt(partial(run, place / "whole"), self.log)
+        self.n_moments = int(re.search(r"moments: (\d+)", output)[1])
         self.stopped = [place / "after an epoch", place / "in an epoch"]
-        started = time.monotonic()  # the first run was slower than those that follow
         assert attempt(partial(run, self.stopped[0], 2), self.log)[0] == 0
-        self.seconds = time.monotonic() - started
-        assert attempt(partial(stop_in_an_epoch, self.stopped[1]), self.log)[0] == 0
+        stop = partial(signal_itself, signal.SIGINT)
+        _, output = attempt(
+            partial(run, self.stopped[1], at=self.n_moments // 3 + 2, act=stop), self.log
+        )
+        assert re.search("Stopped in epoch 2, after [1-4] of its batches", output), output
         self.drawn = [attempt(partial(draw, folder), self.log)[1] for folder in self.stopped]
 
     def one(self, chance: random.Random) -> tuple[str, str]:
@@ -186,20 +192,15 @@ class Faults:
             status, output = attempt(partial(write_without_space, folder, most), self.log)
             assert status in (0, 1) and (status == 0 or "disk is full" in output), output
             return f"at {most} bytes"
-        if kind.startswith("delete"):
-            at = chance.randrange(EPOCHS * STEPS)
-            act = partial(shutil.rmtree, folder)
-            if kind == "delete at work":
-                act = partial(changed_file, folder, kind, chance)
-            status, output = attempt(partial(run, folder, at=at, act=act), self.log)
-            assert status == 0, output
-            assert kind != "delete folder" or "was deleted" in output, output
-            return f"at step {at}"
-        number = {"kill": 9, "terminate": signal.SIGTERM, "interrupt": signal.SIGINT}[kind]
-        after = chance.uniform(0, self.seconds)
-        status, output = attempt(partial(run, folder), self.log, after, number)
-        assert status in (0, 1, -number), output
-        return f"after {after:.2f} s"
+        at = chance.randrange(self.n_moments)
+        number = {"kill": 9, "terminate": signal.SIGTERM, "interrupt": signal.SIGINT}.get(kind)
+        act = partial(shutil.rmtree, folder) if number is None else partial(signal_itself, number)
+        if kind == "delete at work":
+            act = partial(changed_file, folder, kind, chance)
+        status, output = attempt(partial(run, folder, at=at, act=act), self.log)
+        assert status == {"kill": -9, "terminate": -signal.SIGTERM}.get(kind, 0), output
+        assert kind != "delete folder" or "was deleted" in output, output
+        return f"at moment {at}"
 
     def _draw(self, folder: Path, before: str) -> None:
         if (folder / "generator.safetensors").is_file():

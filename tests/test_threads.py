@@ -16,7 +16,7 @@ from faces.speed import threads_at_first, use_free_cores
     ("idle", "user_says", "threads"),
     [(98, False, 4), (76, False, 3), (51, False, 2), (3, False, 1), (3, True, 4)],
 )
-def test_threads_are_as_many_as_free_cores(monkeypatch, idle, user_says, threads):
+def test_threads_are_as_many_as_free_cores(monkeypatch, capsys, idle, user_says, threads):
     monkeypatch.setattr(psutil, "cpu_count", lambda: 4)
     monkeypatch.setattr(
         psutil, "cpu_times_percent", lambda seconds: SimpleNamespace(idle=idle - 1, iowait=1)
@@ -30,9 +30,10 @@ def test_threads_are_as_many_as_free_cores(monkeypatch, idle, user_says, threads
     threads_at_first.cache_clear()
     try:
         for _ in range(2):
-            line = use_free_cores()
+            use_free_cores()
             assert torch.get_num_threads() == threads
-            assert (f"with {threads} of 4 threads" in line) == (threads < 4)
+            printed = capsys.readouterr().out
+            assert (f"with {threads} of 4 threads" in printed) == bool(printed) == (threads < 4)
     finally:
         torch.set_num_threads(before)
         threads_at_first.cache_clear()
