@@ -21,14 +21,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from faces import files
 from faces.decoding import decode
-from faces.files import (
-    check_writable,
-    is_hidden,
-    is_image_name,
-    printable,
-    refuse_unreadable,
-    writing,
-)
+from faces.files import check_writable, is_hidden, is_image_name, printable, writing
 from faces.processes import first_on_each_machine
 from faces.progress import Progress
 
@@ -86,7 +79,8 @@ def find_images(
 
 def _files_below(folder: Path) -> Iterator[Path]:
     visited = set()
-    for place, folders, names in os.walk(folder, onerror=refuse_unreadable, followlinks=True):
+    refuse = files.refuse_unreadable
+    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         if os.path.realpath(place) in visited:
             folders.clear()
             continue
@@ -221,10 +215,8 @@ def _decoded(
             if loaded and not (broken and not skip_broken):
                 yield np.stack(loaded)
     if broken and (not skip_broken or len(broken) == len(paths)):
-        more = f"\n  and {len(broken) - 20} more" if len(broken) > 20 else ""
-        raise ValueError(
-            f"{len(broken)} of {len(paths)} files cannot be read as images:\n  "
-            + "\n  ".join(broken[:20])
-            + more
-            + "\nDelete or replace them, or set skip_broken = True to leave them out."
-        )
+        lines = [f"{len(broken)} of {len(paths)} files cannot be read as images:", *broken[:20]]
+        if len(broken) > 20:
+            lines.append(f"and {len(broken) - 20} more")
+        advice = "Delete or replace them, or set skip_broken = True to leave them out."
+        raise ValueError("\n  ".join(lines) + f"\n{advice}")
