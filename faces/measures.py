@@ -142,11 +142,18 @@ def sliced_wasserstein(
         directions /= directions.norm(dim=0)
         corners, directions = corners.to(device), directions.to(device)
         a, b = (
-            (_patches_at(pictures, *places) @ directions).T.contiguous().sort(dim=1).values
+            _sorted((_patches_at(pictures, *places) @ directions).T.contiguous())
             for pictures, places in [(level, corners[0]), (other, corners[1])]
         )  # (n_directions, n * n_patches) each
         distances[side] = 1000 * (a - b).abs().mean().item()
     return distances
+
+
+def _sorted(rows: Tensor) -> Tensor:
+    """Sort each row; on a processor NumPy does it four times as fast as PyTorch."""
+    if rows.device.type == "cpu":
+        return torch.from_numpy(np.sort(rows.numpy()))
+    return rows.sort(dim=1).values
 
 
 def _to_tensor(images: np.ndarray, device: torch.device | str) -> Tensor:
