@@ -121,6 +121,7 @@ def _generator_and_latents(weights: str | Path) -> tuple[nn.Module, Callable[[in
     G.load_state_dict(state)
     for name, own in G.state_dict().items():
         found = state[name]
-        if own.is_floating_point() and not (found.dtype == own.dtype and found.isfinite().all()):
+        dtypes = (own.dtype, torch.float16) if own.is_floating_point() else (own.dtype,)
+        if found.dtype not in dtypes or not found.isfinite().all():
             raise ValueError(f"{name} is {found.dtype}, or not finite: not {own.dtype}")
     return G.eval(), lesson.sample_z
