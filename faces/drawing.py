@@ -99,8 +99,8 @@ def _load(
         G.eval().load_state_dict(state)
         for name, own in G.state_dict().items():
             found = state[name]
-            is_right = found.dtype == own.dtype and found.isfinite().all()
-            if own.is_floating_point() and not is_right:
+            dtypes = (own.dtype, torch.float16) if own.is_floating_point() else (own.dtype,)
+            if found.dtype not in dtypes or not found.isfinite().all():
                 raise ValueError(f"{name} is {found.dtype}, or not finite: not {own.dtype}")
     except (SafetensorError, AttributeError, KeyError, ValueError, RuntimeError) as error:
         raise ValueError(

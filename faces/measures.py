@@ -123,10 +123,8 @@ def sliced_wasserstein(
         ValueError: if the two sets have not the same shape.
     """
     if images.shape != others.shape:
-        raise ValueError(
-            f"The sets of pictures have the shapes {images.shape} and {others.shape}: they must be "
-            "the same."
-        )
+        shapes = f"{images.shape} and {others.shape}"
+        raise ValueError(f"The sets of pictures have the shapes {shapes}: they must be the same.")
     random = torch.Generator().manual_seed(0)
     distances = {}
     pyramids = [_laplacian_pyramid(pictures, device) for pictures in (images, others)]
@@ -137,11 +135,18 @@ def sliced_wasserstein(
         directions /= directions.norm(dim=0)
         corners, directions = corners.to(device), directions.to(device)
         a, b = (
-            (_patches_at(pictures, *places) @ directions).T.contiguous().sort(dim=1).values
+            _sorted((_patches_at(pictures, *places) @ directions).T.contiguous())
             for pictures, places in [(level, corners[0]), (other, corners[1])]
         )  # (128, n * 32) each
         distances[side] = 1000 * (a - b).abs().mean().item()
     return distances
+
+
+def _sorted(rows: Tensor) -> Tensor:
+    """Sort each row; on a processor NumPy does it four times as fast as PyTorch."""
+    if rows.device.type == "cpu":
+        return torch.from_numpy(np.sort(rows.numpy()))
+    return rows.sort(dim=1).values
 
 
 def _to_tensor(images: np.ndarray, device: torch.device | str) -> Tensor:

@@ -19,6 +19,7 @@ from PIL import Image
 
 import helpers
 from benchmarks import ablation_table, ablations, features, last_batch, machine, throughput
+from benchmarks import time_to_quality as quality
 from faces.files import HERE, WEIGHTS
 from faces.notebook import load_definitions
 
@@ -101,6 +102,29 @@ def test_each_benchmark_runs_as_a_script(tmp_path, name, arguments, message):
     command = [sys.executable, HERE / "benchmarks" / f"{name}.py", *arguments]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and message in done.stderr
+
+
+def test_both_trainings_are_measured_at_the_same_times(image_dir, tmp_path, monkeypatch, capsys):
+    def measure_slowly(pictures: np.ndarray) -> ablation_table.Row:
+        time.sleep(0.5)
+        return {"swd": int(pictures.sum())}
+
+    monkeypatch.setattr(quality, "measure_with", lambda *_: (measure_slowly, 20))
+    options = ["--data-dir", image_dir, "--preset", "quick", "--epochs", "4"]
+    options += ["--csv", tmp_path / "rows.csv", "--figure", tmp_path / "figure.png"]
+    began = time.perf_counter()
+    quality.main([str(option) for option in options])
+    seconds = time.perf_counter() - began
+    rows = ablation_table.read_rows(tmp_path / "rows.csv")
+    notebook, usual = ([float(row["minutes"]) for row in rows[i : i + 4]] for i in (0, 4))
+    assert [row["training"] for row in rows] == ["notebook"] * 4 + ["usual solution"] * 4
+    assert [row["steps"] for row in rows[:4]] == ["1", "2", "3", "4"]  # of an epoch each
+    assert all(0 < a <= b for a, b in zip(notebook, usual, strict=True))
+    assert notebook == sorted(notebook) and usual == sorted(usual)
+    assert 60 * (notebook[-1] + usual[-1]) + 8 * 0.5 < seconds  # what measures take is left out
+    assert len({row["swd"] for row in rows}) > 4  # each time other weights
+    assert "usual solution" in capsys.readouterr().out.splitlines()[-1]
+    assert (tmp_path / "figure.png").is_file()
 
 
 def test_busy_processes_work_until_they_are_ended():

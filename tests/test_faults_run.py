@@ -291,7 +291,8 @@ def test_a_number_of_faces_that_cannot_be_is_named(n):
     ("change", "message"),
     [
         (lambda x: x * float("nan"), "fc.weight is torch.float32, or not finite"),
-        (lambda x: x.half(), "fc.weight is torch.float16, or not finite: not torch.float32"),
+        (lambda x: x.half() / 0, "fc.weight is torch.float16, or not finite: not torch.float32"),
+        (lambda x: x.double(), "fc.weight is torch.float64"),
         (lambda x: (x * 100).to(torch.int8), "fc.weight is torch.int8"),
     ],
 )
