@@ -45,6 +45,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
+import yaml
 from torchvision.transforms import v2
 
 import helpers
@@ -210,7 +211,7 @@ def run_notebook(settings: dict[str, Any], folder: Path, data_dir: Path, threads
     folder.mkdir(parents=True, exist_ok=True)
     settings = settings | {"data_dir": str(data_dir), "output_dir": str(folder / "faces")}
     command = [sys.executable, "-m", "papermill", NOTEBOOK, folder / "notebook.ipynb"]
-    command += ["--parameters_yaml", json.dumps(settings), "--cwd", HERE]
+    command += ["--parameters_yaml", yaml.safe_dump(settings), "--cwd", HERE]
     command += ["--no-progress-bar", "--log-output"]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MPLBACKEND": "agg"}
     started = time.perf_counter()

