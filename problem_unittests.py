@@ -79,6 +79,7 @@ except ModuleNotFoundError:  # a learner's notebook does not need it
 __all__: list[str] = []  # the tests, in the order of the rubric
 NOTEBOOK = Path(__file__).with_name("dlnd_face_generation.ipynb")
 IMAGE_SIZE = 32  # pixels; the rubric asks for 32 x 32 images
+_IMAGE = (3, IMAGE_SIZE, IMAGE_SIZE)
 
 # ------------------------------------------------------------------------ how a test reports
 
@@ -117,10 +118,7 @@ def _not_compiled(model: Any = None, **options: Any) -> Any:
 
 @contextmanager
 def _sandbox() -> Iterator[None]:
-    """Run code in a temporary folder, by one thread, unseen, with its own randomness.
-
-    Nothing is compiled, and .cuda() does no harm on a CPU.
-    """
+    """Run code in a temporary folder, unseen, seeded, not compiled; .cuda() does no harm."""
     with ExitStack() as stack:
         folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # files may be kept open
         stack.enter_context(chdir(stack.enter_context(folder)))
@@ -170,10 +168,7 @@ def _describe(error: BaseException) -> str:
 
 
 def _rubric_test(name: str, call: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Run a test of ``name`` under fixed randomness, and report and record its outcome.
-
-    If it raises another exception, ``call`` says what it has to be able to do.
-    """
+    """Report and record the outcome of a test of ``name``; ``call`` says what this must do."""
 
     def decorate(test: Callable[..., None]) -> Callable[..., None]:
         __all__.append(test.__name__)
@@ -445,22 +440,19 @@ def _device(network: nn.Module) -> torch.device:
     return next(network.parameters()).device
 
 
-def _check_network(network: Any, what: str) -> Any:
-    """Check that something is a network with parameters; return it, without torch.compile."""
+def _check_network(network: Any, what: str, *input_shape: int) -> Any:
+    """Check that something is a network with parameters; return it, without torch.compile.
+
+    For lazy layers, one call with ``input_shape`` gives them their sizes.
+    """
     network = getattr(network, "_orig_mod", network)
     if not isinstance(network, nn.Module):
         raise _Wrong(f"{what} is no network. Expected a torch.nn.Module, got {_kind(network)}.")
     if not any(True for _ in network.parameters()):
         raise _Wrong(f"{what} has no layers with weights. Make them in __init__.")
+    if input_shape and any(map(nn.parameter.is_lazy, network.parameters())):
+        network(torch.zeros(2, *input_shape))
     return network
-
-
-def _make_D(Discriminator: Callable[..., nn.Module], conv_dim: int) -> nn.Module:
-    """Make a discriminator; one call gives lazy layers their sizes."""
-    D = _check_network(Discriminator(conv_dim), "it")
-    if any(map(nn.parameter.is_lazy, D.parameters())):
-        D(torch.zeros(2, 3, IMAGE_SIZE, IMAGE_SIZE))
-    return D
 
 
 def _make_G(Generator: Callable[..., nn.Module], z_size: int, conv_dim: int) -> tuple[Any, int]:
@@ -473,10 +465,7 @@ def _make_G(Generator: Callable[..., nn.Module], z_size: int, conv_dim: int) -> 
         z_size = _first_width(G)
     else:
         G = Generator(z_size, conv_dim)
-    G = _check_network(G, "it")
-    if any(map(nn.parameter.is_lazy, G.parameters())):
-        G(torch.zeros(2, z_size))
-    return G, z_size
+    return _check_network(G, "it", z_size), z_size
 
 
 def _first_width(network: nn.Module) -> int:
@@ -530,10 +519,7 @@ def _plain_run(network: nn.Module, x: Tensor) -> Tensor:
 
 
 def _check_eval(network: nn.Module, x: Tensor, row: str, mixing: float) -> None:
-    """Check that output i depends on input i and, batch norm apart, on no other input.
-
-    Others may change by ``mixing`` of it, as they do by a minibatch's standard deviation.
-    """
+    """Check that output i depends on input i, and others on it by ``mixing`` of that at most."""
     changed = x.clone()
     changed[0] = torch.rand_like(x[0]) * 2 - 1
     before, after = (_plain_run(network, inputs) for inputs in (x, changed))
@@ -590,7 +576,7 @@ def _count(network: nn.Module) -> int:
 def _ends_in_sigmoid(D: nn.Module) -> bool:
     """Tell whether a sigmoid follows the last layer of a discriminator, which may be changed."""
     with torch.no_grad(), _Calls() as calls:
-        D(torch.zeros(4, 3, IMAGE_SIZE, IMAGE_SIZE, device=_device(D)))
+        D(torch.zeros(4, *_IMAGE, device=_device(D)))
     return "sigmoid" in " ".join(calls.after_last)
 
 
@@ -625,9 +611,9 @@ def test_discriminator(Discriminator: Callable[..., nn.Module]) -> None:
     """A convolutional classifier from images (N, 3, 32, 32) in [-1, 1] to one logit each."""
     sizes = {}
     for conv_dim, n in ((16, 4), (8, 8)):
-        D = _make_D(Discriminator, conv_dim)
+        D = _check_network(Discriminator(conv_dim), "it", *_IMAGE)
         sizes[conv_dim] = _count(D)
-        x = torch.rand(n, 3, IMAGE_SIZE, IMAGE_SIZE, device=_device(D)) * 2 - 1
+        x = torch.rand(n, *_IMAGE, device=_device(D)) * 2 - 1
         x.requires_grad_()
         out, calls = _check_forward(D, x, "conv2d")
         if out.numel() != n or out.shape[:1] != (n,):
@@ -642,7 +628,7 @@ def test_discriminator(Discriminator: Callable[..., nn.Module]) -> None:
         answers = _outputs_for_random_weights(D, x[:2] * 1000)
         if answers.abs().max() <= 1 or not answers.min() < 0 < answers.max():
             raise _Wrong(f"{_NO_LOGIT} Got {_span(answers)} whatever the weights.")
-    D = _make_D(Discriminator, 8).to(x.device)
+    D = _check_network(Discriminator(8), "it", *_IMAGE).to(x.device)
     _check_eval(D, x, "image", mixing=0.5)
     if sizes[16] <= sizes[8]:
         raise _Wrong("conv_dim is ignored. Make the numbers of channels multiples of it.")
@@ -668,7 +654,7 @@ def test_generator(Generator: Callable[..., nn.Module]) -> None:
                 f"z_size is ignored: the first layer of Generator({z_size}, {conv_dim}) takes "
                 f"{_first_width(G)} numbers instead of {z_size}. Start with nn.Linear(z_size, ...)."
             ) from None
-        expected = (n, 3, IMAGE_SIZE, IMAGE_SIZE)
+        expected = (n, *_IMAGE)
         if out.shape != expected:
             raise _Wrong(f"it must make images. Expected shape {expected}, got {_shape(out)}.")
         _check_gradients(G, z, out, calls)
@@ -722,7 +708,7 @@ def _own_layers(names: dict[str, Any]) -> list[nn.Module]:
     """The layers of a notebook's networks, as far as they can be made."""
     layers: list[nn.Module] = []
     with suppress(Exception):
-        layers += _make_D(names["Discriminator"], 8).modules()
+        layers += _check_network(names["Discriminator"](8), "it", *_IMAGE).modules()
         layers += _make_G(names["Generator"], 20, 8)[0].modules()
     return layers
 
@@ -817,7 +803,7 @@ def test_build_network(build_network: Callable[..., Any]) -> None:
     with _blame_init(names, AttributeError, TypeError, ValueError, RuntimeError):
         D, G, z_size = _build(build_network, 16, 16, 20)
     z = torch.rand(n, z_size, device=_device(G)) * 2 - 1
-    x = torch.rand(n, 3, IMAGE_SIZE, IMAGE_SIZE, device=_device(D)) * 2 - 1
+    x = torch.rand(n, *_IMAGE, device=_device(D)) * 2 - 1
     fits = False
     with suppress(RuntimeError):
         fits = D(x).numel() == n and G(z).shape == x.shape
@@ -903,7 +889,9 @@ def _check_loss(loss: Callable[..., Tensor], low: float, high: float, **options:
     called = "".join(f" with {name}={value}" for name, value in options.items())
     logits = True
     with suppress(Exception):
-        logits = not _ends_in_sigmoid(_make_D(_context(loss)["Discriminator"], 8))
+        logits = not _ends_in_sigmoid(
+            _check_network(_context(loss)["Discriminator"](8), "it", *_IMAGE)
+        )
     found: dict[str, list[Tensor]] = defaultdict(list)  # labels for each kind of loss
     sizes = (16, 7, 16, 16, 16)
     for n in sizes:
