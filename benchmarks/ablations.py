@@ -182,11 +182,11 @@ def runs_of(options: argparse.Namespace) -> list[tuple[int, str]]:
 
 
 @functools.cache
-def recipe() -> dict[str, Any]:
-    """All settings of the notebook's preset "full"."""
+def recipe(preset: str = "full") -> dict[str, Any]:
+    """All settings of a preset of the notebook."""
     lesson = load_definitions()
     by_default = {name: value for name, value in vars(lesson).items() if name in RANGES}
-    return {"preset": "full", **by_default, **lesson.presets["full"]}
+    return {"preset": preset, **by_default, **lesson.presets[preset]}
 
 
 def settings_of(row: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:

@@ -37,12 +37,12 @@ from torchvision.transforms import v2
 
 import helpers
 from benchmarks.ablation_table import Row, read_rows, write_rows
+from benchmarks.ablations import recipe
 from benchmarks.features import FeatureJudge, is_installed
 from benchmarks.machine import hardware
-from benchmarks.throughput import Reference
+from benchmarks.throughput import Z_SIZE, Reference
 from faces.files import HERE, writing
 from faces.notebook import load_definitions, prepare
-from faces.settings import RANGES
 
 SHARES = [0.002, 0.005, 0.01, 0.03, 0.06, 0.12, 0.25, 0.5, 0.75, 1.0]
 COLUMNS = ["training", "minutes", "steps", "images", "swd", "frechet", "seconds", "hardware"]
@@ -96,7 +96,9 @@ class Noticing:
                 return
 
 
-def train_notebook(settings: dict[str, Any], data_dir: Path, device: torch.device, clock: Clock):
+def train_notebook(
+    settings: dict[str, Any], data_dir: Path, device: torch.device, clock: Clock
+) -> None:
     """Train as the notebook does with these settings; measure the average of G's weights."""
     lesson = load_definitions()
     sizes = settings["batch_size"], settings["image_size"], data_dir, settings["max_images"]
@@ -135,7 +137,7 @@ def train_usual(
         n_steps += 1
         while at and clock.minutes() >= at[0]:
             at.pop(0)
-            clock.note(reference.G, 100, steps=n_steps, images=n_steps * options.batch_size)
+            clock.note(reference.G, Z_SIZE, steps=n_steps, images=n_steps * options.batch_size)
         return not at
 
     while at:
@@ -214,9 +216,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--figure", type=Path, default=HERE / "assets" / "time_to_quality.png")
     options = parser.parse_args(arguments)
     data_dir = helpers.get_data(options.data_dir).resolve()
-    definitions = vars(load_definitions())
-    settings = {name: definitions[name] for name in RANGES if name in definitions}
-    settings |= {"idea": definitions["idea"], **definitions["presets"][options.preset]}
+    settings = recipe(options.preset) | {"idea": ""}
     given = {"n_epochs": options.epochs, "max_images": options.max_images}
     settings |= {name: value for name, value in given.items() if value is not None}
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
