@@ -90,6 +90,8 @@ class Record:
             write_checkpoint(self._folder, state | self.steps.state_dict())
             self._write(results, since or self.steps.epoch)
         except FileNotFoundError:
+            if since is not None:  # made again already
+                raise
             self._folder.mkdir(parents=True, exist_ok=True)
             say(f"{self._folder} was deleted: it is made again, with all but the figures.")
             self.keep(results, random_states, since=1)
