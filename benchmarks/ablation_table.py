@@ -70,7 +70,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def publish(path: Path, readme: Path, figure: Path) -> None:
-    """From the CSV, put the tables between the two marks of a file, and draw the largest one."""
+    """From the CSV, put the tables between the two marks of a file; draw the one with most rows."""
     tables = tables_of(read_rows(path))
     if not tables:
         return
@@ -78,13 +78,15 @@ def publish(path: Path, readme: Path, figure: Path) -> None:
     before, after = text.split(START)[0], text.split(END)[1]
     parts = [before + START, *map(as_text, tables), END + after]
     readme.write_text("\n\n".join(parts), encoding="utf-8")
-    draw(tables[0], figure)
+    draw(max(tables, key=len), figure)
     print(f"The rows are in {path}, the table is in {readme}, the figure in {figure}.")
 
 
 def tables_of(rows: list[Row]) -> list[Table]:
-    """Group the runs by length, size and images, and each group by rows, the closest one first.
+    """Group the runs by recipe, length, size and images; each group by rows, the closest one first.
 
+    Today's recipe comes first; rows of the one before it, whose learning rates fell, have the
+    setting "final_lr".
     What counts is the Frechet distance in features where all rows have it, else "swd". Of runs of a
     row with the same seed, made before and after a change, the last one counts.
     """
@@ -93,9 +95,10 @@ def tables_of(rows: list[Row]) -> list[Table]:
     for row in rows:
         if row["row"] != REAL:
             images = json.loads(row["settings"])["max_images"] or row["data"]
-            groups[row["epochs"], row["conv_dim"], images][row["row"], row["seed"]] = row
+            group = fell(row), row["epochs"], row["conv_dim"], images
+            groups[group][row["row"], row["seed"]] = row
     tables = []
-    for group in groups.values():
+    for _, group in sorted(groups.items(), key=lambda item: (item[0][0], -len(item[1]))):
         table = defaultdict(list)
         for row in group.values():
             table[row["row"]].append(row)
@@ -105,7 +108,12 @@ def tables_of(rows: list[Row]) -> list[Table]:
         by = "frechet" if is_complete else "swd"
         closest = sorted(table, key=lambda name: statistics.mean(values_of(table[name], by)))
         tables.append({name: table[name] for name in closest})
-    return sorted(tables, key=len, reverse=True)
+    return tables
+
+
+def fell(row: Row) -> bool:
+    """Whether a row was made by the recipe before today's, whose learning rates fell."""
+    return "final_lr" in json.loads(row["settings"])
 
 
 def values_of(runs: list[Row], column: str) -> list[float]:
@@ -155,7 +163,8 @@ def as_text(table: Table) -> str:
                 f"must be {least_difference(table, column, 1, len(plain)):.1f} from their mean "
                 "to count."
             )
-    lines = [f"### {steps:,} steps, {runs[0]['conv_dim']} channels", "", about, ""]
+    recipe = ", learning rates that fall to 1 %" if fell(runs[0]) else ""
+    lines = [f"### {steps:,} steps, {runs[0]['conv_dim']} channels{recipe}", "", about, ""]
     lines += [f"| row | seeds | steps | {' | '.join(shown.values())} | |"]
     lines += ["|---" * (len(shown) + 4) + "|"]
     for name, runs in table.items():

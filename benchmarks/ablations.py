@@ -10,10 +10,10 @@ A row changes the recipe that users get, the notebook's preset "full": by ideas,
 papermill runs the notebook with it. Stage 1 is every row at 12 epochs (of 16,196 images at batch
 32, 6,072 steps), with one seed and "plain" with three; stage 2 is the better half of it, and what
 can only pay late, at 24 epochs with two seeds; stage 3 the three best of stage 2, alone and
-together, with 64 channels. The last weights, not the best epoch's, are then measured on
-five sets of up to 1,000 faces against held-out ones, with the notebook's own measures at 32x32
-pixels; faces of 64x64 are made smaller first. With the packages of benchmarks/requirements.txt they
-are measured in features too, see features.py; ``--measure`` does that for rows made without them.
+together, with 64 channels. The last weights are then measured on five sets of up to 1,000 faces
+against held-out ones, with the notebook's own measures at 32x32 pixels; faces of 64x64 are made
+smaller first. With the packages of benchmarks/requirements.txt they are measured in features too,
+see features.py; ``--measure`` does that for rows made without them.
 All but the columns that begin with "g_" are of the average of the generator's weights; those are of
 the generator itself.
 
@@ -153,9 +153,8 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
 def rows_of(options: argparse.Namespace) -> list[str]:
     """The usual rows, or those of a later stage; none if the stage before is not in the CSV."""
     if options.stage in (None, 1):
-        rows = ["plain", *NAMES, "beta1=0.9", "beta1=0.0", "ema_decay=0", "final_lr=1"]
-        rows += ["ema_decay=0 final_lr=1", f"d_conv_dim={max(1, options.conv_dim // 2)}"]
-        return rows + SLOWER_D
+        rows = ["plain", *NAMES, "beta1=0.9", "beta1=0.0", "ema_decay=0"]
+        return [*rows, f"d_conv_dim={max(1, options.conv_dim // 2)}", *SLOWER_D]
     before = STAGES[options.stage - 1]
     for table in tables_of(read_rows(options.csv)):
         run = next(runs[0] for name, runs in table.items() if name != REAL)

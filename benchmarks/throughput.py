@@ -187,7 +187,7 @@ class Notebook:
         self.dtype = getattr(torch, speed.precision)
         sizes = dict(d_conv_dim=CONV_DIM, g_conv_dim=CONV_DIM, z_size=Z_SIZE, image_size=size)
         names = dict(device=device, processes=helpers.Processes(), speed=speed, judge=QuickJudge())
-        prepare(self.lesson, **sizes, **names, settings={}, final_lr=1.0)
+        prepare(self.lesson, **sizes, **names, settings={})
 
     def epoch(self, loader: DataLoader | None = None) -> None:
         """Train for an epoch, as the notebook's cell does."""

@@ -65,9 +65,7 @@ def fixed_settings(
     settings: dict[str, Any], parts: dict[str, Any], train: Callable[..., Any]
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """What must be the same for a run to go on: settings, and digests of its code."""
-    may_change = {"resume", "skip_broken"}
-    if settings.get("final_lr") == 1:  # learning rates that fall do so over all epochs
-        may_change.add("n_epochs")
+    may_change = {"n_epochs", "resume", "skip_broken"}
     networks = [type(part) for part in parts.values() if isinstance(part, nn.Module)]
     code = code_of(train, *(c for network in networks for c in network.__mro__)) | package_code()
     return {name: v for name, v in settings.items() if name not in may_change}, code

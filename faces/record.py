@@ -19,7 +19,7 @@ from faces.processes import is_first_process, say
 from faces.steps import Steps
 from faces.weights import write_weights
 
-Results = dict[str, Any]  # "samples" and "measures" of each epoch, and "best", an epoch's weights
+Results = dict[str, list[Any]]  # "samples" and "measures" of each epoch
 
 
 class Record:
@@ -45,7 +45,7 @@ class Record:
     ) -> None:
         self.parts = parts
         self.steps = Steps(folder)
-        self.results: Results = {"samples": [], "measures": [], "best": {}}
+        self.results: Results = {"samples": [], "measures": []}
         self.order = 0
         self._folder = folder
         self._settings, self._code = fixed_settings(settings, parts, train)
@@ -63,18 +63,10 @@ class Record:
         return state["random"]
 
     def with_epoch(self, samples: np.ndarray, measures: dict[str, float]) -> Results:
-        """The results, and those of one more epoch: samples, uint8 (n, H, W, 3), and measures.
-
-        The epoch is the best if its "swd" is the smallest.
-        """
-        best = self.results["best"]
-        if all(measures["swd"] < earlier["swd"] for earlier in self.results["measures"]):
-            weights = self.parts["G_average"].state_dict()
-            best = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+        """The results, and those of one more epoch: samples, uint8 (n, H, W, 3), and measures."""
         return {
             "samples": [*self.results["samples"], torch.from_numpy(samples)],
             "measures": [*self.results["measures"], measures],
-            "best": best,
         }
 
     def keep(
@@ -108,9 +100,8 @@ class Record:
         rows = ([epoch, *values.values()] for epoch, values in measures)
         self._write_table("measures.csv", ["epoch", *results["measures"][0]], rows)
         metadata = {name: str(value) for name, value in self._settings.items()}
-        last = self.parts["G_average"].state_dict()
-        write_weights(self._folder / "generator.safetensors", last, metadata)
-        write_weights(self._folder / "generator_best.safetensors", results["best"], metadata)
+        weights = self.parts["G_average"].state_dict()
+        write_weights(self._folder / "generator.safetensors", weights, metadata)
 
     def _write_table(
         self, name: str, header: Sequence[str], rows: Iterable[Sequence[float]]

@@ -36,7 +36,6 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "z_size": _COUNT,
     "d_lr": _RATE,
     "g_lr": _RATE,
-    "final_lr": ("above 0 and at most 1", lambda v: _number(v) and 0 < v <= 1),
     "beta1": _FRACTION,
     "ema_decay": _FRACTION,
     "seed": ("a whole number from 0 to 2**63 - 1", lambda v: _whole(v, 0) and v < 2**63),

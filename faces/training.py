@@ -38,8 +38,7 @@ class TrainingRun:
             are brought to the state of the checkpoint, if there is one. "G_average" is the network
             that the files of weights are of.
         settings: stored with the weights, so that the network can be built again. A run goes on
-            with the same ones only, but for "resume", "skip_broken", and "n_epochs" if "final_lr"
-            is 1.
+            with the same ones only, but for "n_epochs", "resume" and "skip_broken".
         train: the function that trains. A run goes on with the same code only, that of all that it
             uses and of the networks included.
         discriminator_loss: D's loss, see ``loss_range``.
@@ -151,7 +150,7 @@ class TrainingRun:
         Args:
             G_average: draws the faces, (n, 3, H, W) in [-1, 1]; the first 16 are kept as samples.
             fixed_z: latents, the same for each epoch.
-            judge: measures the faces; the epoch with the smallest "swd" is the best.
+            judge: measures the faces.
         """
         self._steps.read()
         self._steps.check_weights(self._record.parts)

@@ -34,7 +34,7 @@ import helpers
 from faces.checkpoints import CHECKPOINTS
 
 EPOCHS = 3  # of a run, 5 steps each
-SETTINGS = {"final_lr": 1.0, "z_size": 10, "g_conv_dim": 8, "image_size": 32}
+SETTINGS = {"z_size": 10, "g_conv_dim": 8, "image_size": 32}
 AT_REST = ["flip", "cut", "zero", "delete", "rename"]
 AT_WORK = ["kill", "terminate", "interrupt", "full disk", "delete at work", "delete folder"]
 SENTENCE = re.compile(r"(ValueError|OSError|RuntimeError|FileNotFoundError): [^\n]*\S")

@@ -64,7 +64,7 @@ def prepare(
     sizes = dict(d_conv_dim=8, g_conv_dim=8, z_size=10, image_size=32)
     values = dict(device=device, processes=helpers.Processes(), speed=helpers.Speed(device, fast))
     values |= dict(celeba_train_loader=loader, judge=QuickJudge(), output_dir=output_dir)
-    values |= dict(final_lr=1.0, settings={"lr": 0.0002, "n_epochs": 1, "final_lr": 1.0})
+    values["settings"] = {"lr": 0.0002, "n_epochs": 1}
     vars(lesson).update({**values, **sizes, **names})
     lesson.settings = helpers.apply_idea(idea, lesson, lesson.settings)
     notebook.prepare(lesson)

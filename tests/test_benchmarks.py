@@ -179,7 +179,7 @@ def test_each_row_is_a_change_of_the_recipe_that_users_get():
     assert all(plain[name] == full.get(name, getattr(lesson, name)) for name in kept)
     ideas = {path.stem for path in (HERE / "ideas").glob("*.py")}
     assert ideas < set(options.rows) and options.rows[0] == "plain"
-    assert len(options.rows) == len(set(options.rows)) == 1 + len(ideas) + 8
+    assert len(options.rows) == len(set(options.rows)) == 1 + len(ideas) + 6
     for row in options.rows[1:]:
         settings = ablations.settings_of(row, 1, options)
         changed = {n: settings[n] for n in settings if settings[n] != plain[n]}

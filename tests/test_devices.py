@@ -19,12 +19,12 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 
 
 def train_on_cuda(folder: Path, idea: str) -> tuple[types.ModuleType, np.ndarray]:
-    """Train in float64, so that rounding stays far below what is compared; learning rates fall.
+    """Train in float64, so that rounding stays far below what is compared.
 
     Each of four epochs has five batches of 8 images and one of 4. Returns lesson and losses.
     """
     idea = idea if "keep_last_batch" in idea else f"{idea}+keep_last_batch"
-    options = dict(device=torch.device("cuda", 0), idea=idea, n_images=44, final_lr=0.01)
+    options = dict(device=torch.device("cuda", 0), idea=idea, n_images=44)
     lesson = prepare_fast(folder, "float32", **options)
     for network in (lesson.D, lesson.G):
         network.double()

@@ -152,10 +152,10 @@ def test_the_nearest_image_is_found_with_its_distance():
 PRESETS = {
     "full": {"max_images": None, "n_epochs": 28},
     "quick": {"max_images": 10_000, "n_epochs": 2},
-    "reference": {"max_images": None, "n_epochs": 28, "final_lr": 1.0},
+    "reference": {"max_images": None, "n_epochs": 28, "ema_decay": 0.0},
 }
 GIVEN = dict(max_images=None, n_epochs=5, d_conv_dim=8, g_conv_dim=8, image_size=48, batch_size=2)
-GIVEN |= dict(z_size=1, d_lr=2e-4, g_lr=0.01, final_lr=0.01, beta1=0.0, ema_decay=0.999, seed=0)
+GIVEN |= dict(z_size=1, d_lr=2e-4, g_lr=0.01, beta1=0.0, ema_decay=0.999, seed=0)
 GIVEN |= dict(resume=True, skip_broken=False, fast=True)
 OTHERS = dict(idea="", data_dir="faces", output_dir="runs/faces")
 
@@ -180,7 +180,7 @@ def test_the_preset_is_chosen_and_said(
     settings = helpers.choose_settings(preset, PRESETS, given)
     decided = {"max_images": PRESETS[expected]["max_images"]}
     if expected == "reference":  # what only this one lists is a part of it
-        decided["final_lr"] = 1.0
+        decided["ema_decay"] = 0.0
     assert settings == GIVEN | decided and list(settings) == list(RANGES)
     first, *lines = capsys.readouterr().out.splitlines()
     assert first.startswith(f"preset {expected} (")
@@ -195,13 +195,13 @@ def test_an_unknown_preset_is_named():
 def test_all_settings_out_of_range_are_named():
     assert helpers.choose_settings("full", PRESETS, GIVEN | OTHERS) == GIVEN
     wrong = dict(max_images=3, n_epochs=0.5, d_conv_dim=0, g_conv_dim="64", image_size=40)
-    wrong |= dict(batch_size=1, z_size=True, d_lr=0.02, g_lr=None, final_lr=0, beta1=1)
+    wrong |= dict(batch_size=1, z_size=True, d_lr=0.02, g_lr=None, beta1=1)
     wrong |= dict(ema_decay=float("nan"), seed="one", resume=1, skip_broken=None, fast="yes")
     assert list(wrong) == list(GIVEN) == list(RANGES)
     with pytest.raises(ValueError) as caught:
         helpers.choose_settings("full", PRESETS, wrong | OTHERS)
     assert [line.split()[0] for line in str(caught.value).splitlines()] == list(wrong)
-    wrong = dict(image_size=16, final_lr=1.1, seed=2**63, ema_decay=-0.1, d_lr=True, beta1=False)
+    wrong = dict(image_size=16, seed=2**63, ema_decay=-0.1, d_lr=True, beta1=False)
     for name, value in wrong.items():
         with pytest.raises(ValueError, match=f"^{name} is {value}: it must be [^\n]*$"):
             helpers.choose_settings("full", PRESETS, GIVEN | OTHERS | {name: value})
@@ -294,7 +294,7 @@ class Painter(nn.Module):
 def test_a_training_run_writes_all_its_files(tmp_path, capsys):
     pictures = torch.linspace(-1, 1, 30 * 3 * 8 * 8).view(30, 3, 8, 8)
     painter = Painter(pictures)
-    settings = {"z_size": 2, "idea": "", "final_lr": 1.0, "resume": True, "n_epochs": 3}
+    settings = {"z_size": 2, "idea": "", "g_lr": 1.0, "resume": True, "n_epochs": 3}
     batches = DataLoader(TensorDataset(torch.rand(48, 3, 8, 8), torch.zeros(48)), 16)
     distances = iter([0.5, 0.25, 0.75])
 
@@ -318,7 +318,6 @@ def test_a_training_run_writes_all_its_files(tmp_path, capsys):
         "checkpoint-before.pt",
         "checkpoint.pt",
         "generator.safetensors",
-        "generator_best.safetensors",
         "losses.csv",
         "measures.csv",
         "samples.npz",
@@ -329,8 +328,6 @@ def test_a_training_run_writes_all_its_files(tmp_path, capsys):
     assert run.losses == [(epoch + 0.5, float(i)) for epoch in (1, 2, 3) for i in range(3)]
     measures = (run.output_dir / "measures.csv").read_text().split()
     assert measures == ["epoch,swd,mean", "1,0.5,3.0", "2,0.25,3.0", "3,0.75,3.0"]
-    best = safetensors.torch.load_file(run.output_dir / "generator_best.safetensors")
-    assert best["weight"] == 0.5  # of the epoch with the smallest distance
     with open(run.output_dir / "losses.csv") as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["epoch", "batch", "d_loss", "g_loss"] and len(rows) == 10
@@ -344,7 +341,7 @@ def test_a_training_run_writes_all_its_files(tmp_path, capsys):
     assert torch.equal(state["weight"], painter.weight)
     with safetensors.safe_open(run.output_dir / "generator.safetensors", "pt") as opened:
         kept = {n: value for n, value in opened.metadata().items() if n != "checksum"}
-    assert kept == {"z_size": "2", "idea": "", "final_lr": "1.0"}
+    assert kept == {"z_size": "2", "idea": "", "g_lr": "1.0"}
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Epoch")]
     assert lines == [
         f"Epoch [    {epoch}/    3] | d_loss: {epoch + 0.5:.4f} | g_loss: {i}.0000"

@@ -194,7 +194,6 @@ def test_a_run_writes_all_results(executed):
         "checkpoint-before.pt",
         "checkpoint.pt",
         "generator.safetensors",
-        "generator_best.safetensors",
         "interpolation.png",
         "losses.csv",
         "measures.csv",

@@ -27,17 +27,16 @@ from faces.speed import multiply_patches
 SCRIPT = Path(__file__).with_name("small_training.py")
 
 
-def state_of(folder: Path, name: str = "generator") -> dict[str, torch.Tensor]:
-    return safetensors.torch.load_file(folder / f"{name}.safetensors")
+def state_of(folder: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(folder / "generator.safetensors")
 
 
 def assert_same_run(folder: Path, whole: Path) -> None:
     """Bit for bit the same losses, samples and weights."""
     for name in ("losses.csv", "measures.csv"):
         assert (folder / name).read_text() == (whole / name).read_text()
-    for name in ("generator", "generator_best"):
-        states = [state_of(f, name) for f in (folder, whole)]
-        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0] | states[1])
+    states = [state_of(f) for f in (folder, whole)]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0] | states[1])
     samples = [np.load(f / "samples.npz")["samples"] for f in (folder, whole)]
     assert (samples[0] == samples[1]).all()
     checkpoints = [torch.load(f / "checkpoint.pt", weights_only=True) for f in (folder, whole)]
@@ -184,7 +183,7 @@ ALL_IDEAS = dict(idea="flips+differentiable_augmentation+normal_latents+label_sm
     ("batch", "recipe"), [(0, {}), (2, {}), (4, {}), (5, {}), (8, {}), (7, ALL_IDEAS)]
 )
 def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, capsys, batch, recipe):
-    recipe = recipe | dict(fast=True, final_lr=0.01 if recipe else 1.0)
+    recipe = recipe | dict(fast=True)
     handler = signal.getsignal(signal.SIGINT)
     whole = train(prepare(tmp_path / "whole", **recipe))
     lesson = prepare(tmp_path / "run", **recipe)
@@ -199,25 +198,6 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, capsys, batch, recipe):
     assert "Going on from" in capsys.readouterr().out
     assert_same_run(tmp_path / "run", tmp_path / "whole")
     assert signal.getsignal(signal.SIGINT) is handler
-
-
-def test_a_falling_learning_rate_goes_on_where_it_was(tmp_path):
-    rates = []
-    for n_epochs in (1, 2):
-        lesson = prepare(tmp_path, settings={"final_lr": 0.0})
-        lesson.linear_decay = lambda optimizer, n: torch.optim.lr_scheduler.LinearLR(
-            optimizer, 1.0, 0.0, 10
-        )
-        train(lesson, n_epochs)
-        rates.append(lesson.d_optimizer.param_groups[0]["lr"])
-    assert rates == pytest.approx([0.0001, 0])
-
-
-def test_a_run_whose_learning_rate_falls_is_not_made_longer(tmp_path):
-    falling = dict(final_lr=0.01, settings={"n_epochs": 0, "final_lr": 0})
-    train(prepare(tmp_path, n_epochs=1, **falling), 1)
-    with pytest.raises(ValueError, match="n_epochs: 1 there, 2 now"):
-        train(prepare(tmp_path, n_epochs=2, **falling), 2)
 
 
 def test_a_complete_run_is_not_trained_again_but_can_be_made_longer(tmp_path, capsys):
@@ -265,7 +245,7 @@ def test_other_settings_are_refused_and_named(tmp_path):
     folder = "räume mit leerzeichen"
     train(prepare(tmp_path / folder), 1)
     files = {p: p.read_bytes() for p in (tmp_path / folder).iterdir()}
-    settings = {"lr": 0.1, "n_epochs": 2, "final_lr": 1.0, "width": 8}
+    settings = {"lr": 0.1, "n_epochs": 2, "width": 8}
     with pytest.raises(ValueError, match="other settings") as caught:
         train(prepare(tmp_path / folder, settings=settings), 2)
     lines = str(caught.value).splitlines()
@@ -282,7 +262,7 @@ def test_results_lost_between_checkpoint_and_pictures_are_written_again(tmp_path
     train(prepare(tmp_path / "whole"), 2)
     train(prepare(tmp_path / "run"), 2)
     names = ["losses.csv", "measures.csv", "samples.npz", "samples_epoch_002.png"]
-    names += ["generator.safetensors", "generator_best.safetensors"]
+    names.append("generator.safetensors")
     for name in names:
         (tmp_path / "run" / name).unlink()
     train(prepare(tmp_path / "run"), 2)
