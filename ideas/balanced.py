@@ -1,8 +1,4 @@
-"""Balanced drawing: light and dark faces are drawn equally often, by the typology angle.
-
-Measured at 32 channels, 6,072 steps: distance 31.8 (one seed), plain 16.6 to 19.4 (three); in
-features 647, plain 511 to 593.
-"""
+"""Balanced drawing: light and dark faces are drawn equally often, by the typology angle."""
 
 import torch
 from torch.utils.data import DataLoader, Sampler, WeightedRandomSampler

@@ -3,9 +3,6 @@
 G takes it from the first latent number: -1 is the darkest, 1 the lightest photograph, a class of
 the angle an interval as long as its share. D has it as a fourth channel (Mirza and Osindero, 2014,
 https://arxiv.org/abs/1411.1784).
-
-Measured at 32 channels, 6,072 steps: distance 19.1 (one seed), plain 16.6 to 19.4 (three); in
-features 831, plain 511 to 593.
 """
 
 import numpy as np

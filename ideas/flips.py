@@ -1,8 +1,4 @@
-"""Flips: half of the real images are mirrored at random, so that D sees twice as many pictures.
-
-Measured at 32 channels, 6,072 steps: distance 17.6 (one seed), plain 16.6 to 19.4 (three); in
-features 534, plain 511 to 593.
-"""
+"""Flips: half of the real images are mirrored at random, so that D sees twice as many pictures."""
 
 from types import ModuleType
 

@@ -2,9 +2,6 @@
 
 D does not learn from pictures that it is sure of (Lim and Ye, 2017,
 https://arxiv.org/abs/1705.02894).
-
-Measured at 32 channels, 6,072 steps: distance 17.1 (one seed), plain 16.6 to 19.4 (three); in
-features 595, plain 511 to 593.
 """
 
 from types import ModuleType

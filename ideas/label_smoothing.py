@@ -2,9 +2,6 @@
 
 D is no longer rewarded for being ever more sure of its photographs (Salimans et al., 2016,
 https://arxiv.org/abs/1606.03498, section 3.4). G's loss keeps the label 1.
-
-Measured at 32 channels, 6,072 steps: distance 15.3 (one seed), plain 16.6 to 19.4 (three); in
-features 592, plain 511 to 593.
 """
 
 from types import ModuleType

@@ -2,9 +2,6 @@
 
 Cross entropy hardly pushes an answer that is right already; squared differences do (Mao et al.,
 2017, https://arxiv.org/abs/1611.04076).
-
-Measured at 32 channels, 6,072 steps: distance 20.6 (one seed), plain 16.6 to 19.4 (three); in
-features 672, plain 511 to 593.
 """
 
 from types import ModuleType

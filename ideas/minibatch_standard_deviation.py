@@ -4,9 +4,6 @@ So it notices a generator whose pictures are all alike (Karras et al., 2018,
 https://arxiv.org/abs/1710.10196, section 3). In the paper one more plane of the last feature maps
 says so. Here batch norm would hide it, so it goes from the first block, which has none, to the
 last layer.
-
-Measured at 32 channels, 6,072 steps: distance 16.0 (one seed), plain 16.6 to 19.4 (three); in
-features 595, plain 511 to 593.
 """
 
 import torch

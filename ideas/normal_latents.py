@@ -1,8 +1,4 @@
-"""Normal latents: latent vectors come from N(0, 1), instead of evenly from -1 to 1.
-
-Measured at 32 channels, 6,072 steps: distance 17.1 (one seed), plain 16.6 to 19.4 (three); in
-features 553, plain 511 to 593.
-"""
+"""Normal latents: latent vectors come from N(0, 1), instead of evenly from -1 to 1."""
 
 from types import ModuleType
 

@@ -2,9 +2,6 @@
 
 The penalty is the squared gradient of D's logit with respect to the image (Mescheder et al., 2018,
 https://arxiv.org/abs/1801.04406). Batch norm stays in D.
-
-Measured at 32 channels, 6,072 steps: distance 17.9 (one seed), plain 16.6 to 19.4 (three); in
-features 692, plain 511 to 593.
 """
 
 from types import ModuleType

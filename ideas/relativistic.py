@@ -2,9 +2,6 @@
 
 D's answer is the difference of two logits, so G has to move both: it is not enough for it to have
 each of its pictures taken for real (Jolicoeur-Martineau, 2018, https://arxiv.org/abs/1807.00734).
-
-Measured at 32 channels, 6,072 steps: distance 18.3 (one seed), plain 16.6 to 19.4 (three); in
-features 573, plain 511 to 593.
 """
 
 from types import ModuleType

@@ -2,9 +2,6 @@
 
 With both penalties relativistic pairing converges, and D needs no batch norm (Huang et al., 2024,
 https://arxiv.org/abs/2501.05441). See relativistic.py and r1.py for the parts.
-
-Measured at 32 channels, 6,072 steps: distance 32.5 (one seed), plain 16.6 to 19.4 (three); in
-features 2098, plain 511 to 593.
 """
 
 from types import ModuleType

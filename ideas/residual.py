@@ -2,9 +2,6 @@
 
 He et al., 2016, https://arxiv.org/abs/1512.03385; in GANs: Gulrajani et al., 2017,
 https://arxiv.org/abs/1704.00028
-
-Measured at 32 channels, 6,072 steps: distance 42.3 (one seed), plain 16.6 to 19.4 (three); in
-features 1047, plain 511 to 593.
 """
 
 from torch import Tensor, nn

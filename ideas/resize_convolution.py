@@ -2,9 +2,6 @@
 
 All output pixels are reached alike, so there are no chequered patterns (Odena et al., 2016,
 https://distill.pub/2016/deconv-checkerboard/).
-
-Measured at 32 channels, 6,072 steps: distance 19.7 (one seed), plain 16.6 to 19.4 (three); in
-features 668, plain 511 to 593.
 """
 
 from torch import Tensor, nn

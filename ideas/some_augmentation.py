@@ -3,9 +3,6 @@
 Fewer changes than in differentiable_augmentation.py keep the photographs from being learnt by
 heart with less harm to the faces (Zhao et al., 2020, https://arxiv.org/abs/2006.10738; by shares:
 Karras et al., 2020, https://arxiv.org/abs/2006.06676).
-
-Measured at 32 channels, 6,072 steps: distance 18.2 (one seed), plain 16.6 to 19.4 (three); in
-features 655, plain 511 to 593.
 """
 
 import torch

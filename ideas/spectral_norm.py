@@ -2,9 +2,6 @@
 
 Each layer's weights are divided by their largest singular value, which bounds how fast D's
 answer can change with its input (Miyato et al., 2018, https://arxiv.org/abs/1802.05957).
-
-Measured at 32 channels, 6,072 steps: distance 19.6 (one seed), plain 16.6 to 19.4 (three); in
-features 1007, plain 511 to 593.
 """
 
 import torch
