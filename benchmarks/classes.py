@@ -5,12 +5,13 @@
         --conditional runs/ablations/conditional-* --plain runs/ablations/plain-*
 
 The first line trains both. A generator trained with ideas/conditional.py is asked for a class by
-its first latent number; "rejected" draws with any number and keeps, by the typology angle, what a
-class is short of (``helpers.draw_balanced``), as can be done with the plain generator too.
+its first latent number; "asked and rejected" keeps those that are of it by the typology angle.
+"rejected" draws with any number and keeps what a class is short of (``helpers.draw_balanced``), as
+can be done with the plain generator too.
 
-For each class the CSV has the share of the faces meant for it that are of it by the angle, and the
-faces drawn for each that is kept; in the rows "all" the mean share, and the faces drawn for each of
-a set with equal shares. Those rows have the Frechet distance in features too (see features.py), of
+For each class the CSV has the share of the faces kept for it that are of it by the angle, and how
+many are drawn until one is kept; in the rows "all" the mean share, and how many are drawn for each
+face of a set with equal shares. Those rows have the Frechet distance in features too (see features.py), of
 sets with as many faces of each class as there are held-out photographs of the rarest one, from
 held-out photographs in the same shares: the mean of up to five sets, the smallest and the largest.
 Training photographs in the generator's place are the floor. The sets are small, and the distance
@@ -153,11 +154,15 @@ def main(arguments: list[str] | None = None) -> None:
         rows[-1] |= all_of
 
     asked = ask(options.conditional, places_of(training), options.faces)
-    shares = [np.mean(typology_classes(faces) == c) for c, faces in enumerate(asked)]
+    hits = [by_class(faces)[c] for c, faces in enumerate(asked)]
+    shares = np.array([len(faces) / options.faces for faces in hits])
     add_rows("conditional, asked", shares, [1] * 7, measure(asked))
+    measured = measure(hits)  # so there are some of each class
+    draws = [*1 / shares, np.mean(1 / shares)]
+    add_rows("conditional, asked and rejected", [1] * 6, draws, measured)
     for name in ("conditional", "plain"):
         kept, counts, total = reject(getattr(options, name), measure.n * SETS)
-        measured = measure(kept)  # so there are faces of each class
+        measured = measure(kept)
         draws = [*(total / counts), total / sum(map(len, kept))]
         add_rows(f"{name}, rejected", [1] * 6, draws, measured)
     content = helpers.content_of(training)

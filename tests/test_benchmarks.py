@@ -487,7 +487,7 @@ def test_asking_for_a_class_is_compared_with_rejection(tmp_path, monkeypatch, ca
         return {(row["way"], row["class"]): row for row in rows}
 
     rows = measure(0)  # as it is asked
-    assert len(rows) == 1 + 3 * 7
+    assert len(rows) == 1 + 4 * 7
     for kind, share in zip(COLORS, shares, strict=False):
         asked, plain = rows["conditional, asked", kind], rows["plain, rejected", kind]
         assert (asked["share"], asked["draws"], plain["share"]) == ("1", "1", "1")
@@ -499,8 +499,11 @@ def test_asking_for_a_class_is_compared_with_rejection(tmp_path, monkeypatch, ca
     rows = measure(1)  # as if nothing had been asked
     for kind, share in zip(COLORS, shares, strict=False):
         assert float(rows["conditional, asked", kind]["share"]) == pytest.approx(share, abs=0.05)
+        kept = rows["conditional, asked and rejected", kind]
+        assert float(kept["draws"]) == pytest.approx(1 / share, rel=0.3) and kept["share"] == "1"
     assert float(rows["conditional, asked", "all"]["frechet"]) > 10
-    assert float(rows["conditional, rejected", "all"]["frechet"]) == pytest.approx(0, abs=1e-6)
+    for way in ("conditional, rejected", "conditional, asked and rejected"):
+        assert float(rows[way, "all"]["frechet"]) == pytest.approx(0, abs=1e-6)
     with pytest.raises(ValueError, match=f"Of a class there are 0 faces: {n} are needed"):
         measure(0, first=1)  # no dark ones
 
