@@ -11,8 +11,8 @@ can be done with the plain generator too.
 
 For each class the CSV has the share of the faces kept for it that are of it by the angle, and how
 many are drawn until one is kept; in the rows "all" the mean share, and how many are drawn for each
-face of a set with equal shares. Those rows have the Frechet distance in features too (see features.py), of
-sets with as many faces of each class as there are held-out photographs of the rarest one, from
+face of a set with equal shares. Those rows have the Frechet distance in features too (features.py),
+of sets with as many faces of each class as there are held-out photographs of the rarest one, from
 held-out photographs in the same shares: the mean of up to five sets, the smallest and the largest.
 Training photographs in the generator's place are the floor. The sets are small, and the distance
 shrinks as sets grow: compare it within one CSV only.
