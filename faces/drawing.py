@@ -48,7 +48,7 @@ def generate_faces(
     if not isinstance(n, Integral) or not 1 <= n <= 100_000:
         raise ValueError(f"n is {n!r}: it must be a whole number from 1 to 100,000.")
     with torch.random.fork_rng(devices=[]):
-        draw, sample_z = _load(weights)
+        draw, sample_z = load_generator(weights)
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed other devices too
         if balanced:
             faces = draw_balanced(lambda size: draw(sample_z(size)), n)
@@ -69,7 +69,7 @@ def walk(seeds: Sequence[int], weights: str | Path = WEIGHTS) -> np.ndarray:
         uint8 array ((len(seeds) - 1) * 24 + 1, H, W, 3).
     """
     with torch.random.fork_rng(devices=[]):
-        draw, sample_z = _load(weights)
+        draw, sample_z = load_generator(weights)
         ends = []
         for seed in seeds:
             torch.default_generator.manual_seed(seed)
@@ -79,7 +79,7 @@ def walk(seeds: Sequence[int], weights: str | Path = WEIGHTS) -> np.ndarray:
     return np.concatenate([draw(z) for z in [*ways, ends[-1]]])
 
 
-def _load(
+def load_generator(
     weights: str | Path,
 ) -> tuple[Callable[[Tensor], np.ndarray], Callable[[int], Tensor]]:
     """What draws latents (n, z_size), and what drew them; changes the random state."""

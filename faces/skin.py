@@ -58,12 +58,12 @@ def typology_shares(images: np.ndarray) -> dict[str, float]:
 
     Faces without an angle do not count.
     """
-    classes = _typology_classes(images)
+    classes = typology_classes(images)
     counts = np.bincount(classes[classes >= 0], minlength=len(TYPOLOGY))
     return dict(zip(TYPOLOGY, (counts / max(1, counts.sum())).tolist(), strict=True))
 
 
-def _typology_classes(images: np.ndarray) -> np.ndarray:
+def typology_classes(images: np.ndarray) -> np.ndarray:
     """The class of each picture (n,), from 0 for dark; -1 for those without an angle."""
     angles = typology_angles(images)
     return np.where(np.isnan(angles), -1, np.digitize(angles, list(TYPOLOGY.values())[1:]))
@@ -80,7 +80,7 @@ def balancing_weights(images: np.ndarray) -> np.ndarray:
     Returns:
         A weight for each picture (n,), with mean 1; classes without a picture do not count.
     """
-    classes = _typology_classes(images)
+    classes = typology_classes(images)
     has_class = classes >= 0
     counts = np.bincount(classes[has_class])
     weights = np.ones(len(images))
@@ -106,7 +106,7 @@ def draw_balanced(draw: Callable[[int], np.ndarray], n: int) -> np.ndarray:
     while counts.min() < share and drawn < 20 * n:
         images = draw(min(500, 20 * n - drawn))
         drawn += len(images)
-        so_far = np.append(classes, _typology_classes(images))
+        so_far = np.append(classes, typology_classes(images))
         useful = ((so_far >= 0) & (_ranks(so_far) < n))[len(classes) :]
         kept.append(images[useful])
         classes = np.append(classes, so_far[len(classes) :][useful])

@@ -23,6 +23,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests sta
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
+COLORS = {  # one of each class of lightness
+    "dark": (70, 45, 35),
+    "brown": (140, 95, 65),
+    "tan": (185, 135, 95),
+    "intermediate": (205, 155, 115),
+    "light": (225, 180, 150),
+    "very light": (245, 215, 195),
+}
+
+
 class Scheduling(LoadScopeScheduling):
     """Whoever is free takes the next test; those of test_notebook.py go to one process, and first.
 
@@ -38,6 +48,11 @@ class Scheduling(LoadScopeScheduling):
 @pytest.hookimpl(optionalhook=True)  # without pytest-xdist nobody calls it
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
     return Scheduling(config, log)
+
+
+def plain_faces(*colors: tuple[int, ...]) -> np.ndarray:
+    """Faces of one colour each, uint8 (n, 32, 32, 3)."""
+    return np.tile(np.array(colors, np.uint8)[:, None, None], (1, 32, 32, 1))
 
 
 def blobs(n: int, height: int, width: int, seed: int) -> np.ndarray:

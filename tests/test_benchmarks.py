@@ -14,11 +14,12 @@ import psutil
 import pytest
 import safetensors.torch
 import torch
+from conftest import COLORS, plain_faces
 from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
 import helpers
-from benchmarks import ablation_table, ablations, features, last_batch, machine, throughput
+from benchmarks import ablation_table, ablations, classes, features, last_batch, machine, throughput
 from benchmarks import time_to_quality as quality
 from faces.files import HERE, WEIGHTS
 from faces.notebook import load_definitions
@@ -95,6 +96,7 @@ def test_a_device_that_is_not_there_is_named(capsys):
             "--seeds, --epochs, --conv-dim and --jobs must be at least",
         ),
         ("last_batch", ["runs/plain"], "required: runs"),
+        ("classes", ["--plain", WEIGHTS], "required: --conditional"),
         ("features", ["--n", "1"], "--size and --sets must be at least 1, --n at least 2"),
     ],
 )
@@ -449,6 +451,61 @@ def test_a_run_that_fails_is_named(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="(?s)image_size is 40, of .*nowhere; 5e-05"):
         settings = {"image_size": 40, "d_lr": 5e-05}  # to YAML, 5e-05 is a text
         ablations.run_notebook(settings, tmp_path / "run", tmp_path / "nowhere", 1)
+
+
+# ------------------------------------------------------------------------------------- classes
+
+
+def test_asking_for_a_class_is_compared_with_rejection(tmp_path, monkeypatch, cache):
+    data_dir, names = tmp_path / "data", [*COLORS, "none"]
+    data_dir.mkdir()
+    faces = plain_faces(*COLORS.values(), (118, 118, 118))  # the last has no angle
+    for kind, n in enumerate((30, 40, 60, 80, 60, 40, 30)):
+        for i in range(n):
+            Image.fromarray(faces[kind]).save(data_dir / f"{names[kind]}_{i}.png")
+    of_part = {
+        part: [names.index(p.stem.split("_")[0]) for p in helpers.find_images(data_dir, part=part)]
+        for part in ("training", "held-out")
+    }
+    shares = np.bincount(of_part["training"]) / len(of_part["training"])
+    n = np.bincount(of_part["held-out"])[:6].min()
+    monkeypatch.setattr(classes, "is_installed", lambda: True)
+    monkeypatch.setattr(classes, "features_of", lambda x: torch.from_numpy(x.mean(axis=(1, 2))))
+
+    def measure(column: int, first: int = 0) -> dict[tuple[str, str], dict[str, str]]:
+        """With a generator that takes the rank from that latent number, from a class on."""
+
+        def draw(z: torch.Tensor) -> np.ndarray:
+            kinds = np.digitize((z[:, column].double() + 1) / 2, shares.cumsum()[:-1])
+            return faces[np.maximum(kinds, first)]
+
+        generator = draw, lambda n: torch.rand(n, 4) * 2 - 1
+        monkeypatch.setattr(classes, "load_generator", lambda path: generator)
+        arguments = ["--conditional", WEIGHTS, "--plain", WEIGHTS, "--data-dir", data_dir]
+        classes.main([*map(str, arguments), "--csv", str(tmp_path / "rows.csv")])
+        rows = ablation_table.read_rows(tmp_path / "rows.csv")
+        return {(row["way"], row["class"]): row for row in rows}
+
+    rows = measure(0)  # as it is asked
+    assert len(rows) == 1 + 4 * 7
+    for kind, share in zip(COLORS, shares, strict=False):
+        asked, plain = rows["conditional, asked", kind], rows["plain, rejected", kind]
+        assert (asked["share"], asked["draws"], plain["share"]) == ("1", "1", "1")
+        assert float(plain["draws"]) == pytest.approx(1 / share, rel=0.3)
+    for way in ("training photographs", "conditional, asked", "plain, rejected"):
+        assert float(rows[way, "all"]["frechet"]) == pytest.approx(0, abs=1e-6)
+        assert rows[way, "all"]["n"] == str(n) and int(rows[way, "all"]["sets"]) > 1
+    assert float(rows["plain, rejected", "all"]["draws"]) == pytest.approx(500 / (6 * 5 * n), 1e-3)
+    rows = measure(1)  # as if nothing had been asked
+    for kind, share in zip(COLORS, shares, strict=False):
+        assert float(rows["conditional, asked", kind]["share"]) == pytest.approx(share, abs=0.05)
+        kept = rows["conditional, asked and rejected", kind]
+        assert float(kept["draws"]) == pytest.approx(1 / share, rel=0.3) and kept["share"] == "1"
+    assert float(rows["conditional, asked", "all"]["frechet"]) > 10
+    for way in ("conditional, rejected", "conditional, asked and rejected"):
+        assert float(rows[way, "all"]["frechet"]) == pytest.approx(0, abs=1e-6)
+    with pytest.raises(ValueError, match=f"Of a class there are 0 faces: {n} are needed"):
+        measure(0, first=1)  # no dark ones
 
 
 # ------------------------------------------------------------------------------- the last batch

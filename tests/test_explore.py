@@ -7,6 +7,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from conftest import COLORS, plain_faces
 from nbconvert.preprocessors import ExecutePreprocessor
 from PIL import Image
 
@@ -15,19 +16,7 @@ from faces import explorer
 from faces.files import HERE
 
 Z_SIZE = 12
-COLORS = {  # one of each class
-    "dark": (70, 45, 35),
-    "brown": (140, 95, 65),
-    "tan": (185, 135, 95),
-    "intermediate": (205, 155, 115),
-    "light": (225, 180, 150),
-    "very light": (245, 215, 195),
-}
 DIRECTION = np.arange(1, Z_SIZE + 1) / np.linalg.norm(np.arange(1, Z_SIZE + 1))
-
-
-def plain_faces(*colors: tuple[int, ...]) -> np.ndarray:
-    return np.tile(np.array(colors, np.uint8)[:, None, None], (1, 32, 32, 1))
 
 
 # ------------------------------------------------------------------------------ directions
