@@ -31,18 +31,15 @@ import copy
 import csv
 import dis
 import functools
-import hmac
 import importlib
 import inspect
 import json
 import linecache
 import math
-import multiprocessing.connection
+import multiprocessing
 import os
 import random
 import re
-import secrets
-import shutil
 import signal
 import sys
 import tempfile
@@ -54,6 +51,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, chdir, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from io import StringIO
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -67,15 +65,6 @@ from torch.optim import optimizer as optimizer_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
-try:
-    import resource
-except ModuleNotFoundError:  # Windows has no such limits
-    resource = None
-try:
-    import pytest
-except ModuleNotFoundError:  # a learner's notebook does not need it
-    pytest = None
-
 __all__: list[str] = []  # the tests, in the order of the rubric
 NOTEBOOK = Path(__file__).with_name("dlnd_face_generation.ipynb")
 IMAGE_SIZE = 32  # pixels; the rubric asks for 32 x 32 images
@@ -87,9 +76,19 @@ _IMAGE = (3, IMAGE_SIZE, IMAGE_SIZE)
 class _Wrong(AssertionError):
     """A check that failed; the message names the defect, and says what to do."""
 
+    outcome = "FAILED"
+
 
 class _NotTestable(Exception):
     """Something that a test needs is not on this machine."""
+
+    outcome = "NOT TESTABLE HERE"
+
+
+class _NotFound(Exception):
+    """Something that a test needs is not in the notebook."""
+
+    outcome = "NOT FOUND"
 
 
 _advice: list[str] = []  # what the test that runs advises, in sentences
@@ -176,19 +175,18 @@ def _rubric_test(name: str, call: str) -> Callable[[Callable[..., None]], Callab
         @functools.wraps(test)
         def run(*args: Any, **kwargs: Any) -> None:
             __tracebackhide__ = True  # for pytest
-            outcome, why = "PASSED", ""
             _advice.clear()
             try:
+                for missing in args:  # see _find
+                    if isinstance(missing, Exception):
+                        raise missing
                 if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
                     raise _NotTestable("the tests need one process, and this is one of several.")
                 with _sandbox():
                     test(*args, **kwargs)
-                if _advice:
-                    outcome, why = "ADVICE", " ".join(_advice)
-            except _Wrong as wrong:
-                outcome, why = "FAILED", str(wrong)
-            except _NotTestable as missing:
-                outcome, why = "NOT TESTABLE HERE", str(missing)
+                outcome, why = "ADVICE" if _advice else "PASSED", " ".join(dict.fromkeys(_advice))
+            except (_Wrong, _NotTestable, _NotFound) as error:
+                outcome, why = error.outcome, str(error)
             except (FileNotFoundError, ModuleNotFoundError) as missing:
                 outcome, why = "NOT TESTABLE HERE", f"something is missing: {missing}."
             except (Exception, SystemExit) as error:
@@ -199,19 +197,13 @@ def _rubric_test(name: str, call: str) -> Callable[[Callable[..., None]], Callab
                     outcome, why = "NOT TESTABLE HERE", f"it needs a GPU: {_describe(error)}."
             why = why and f"{name}: {why}"
             _outcomes.append((test.__name__, outcome, why))
-            if outcome == "FAILED":
+            if outcome in ("FAILED", "NOT FOUND"):
                 raise AssertionError(why)
             print("Tests Passed" if outcome == "PASSED" else f"{outcome}: {why}")
 
         return run
 
     return decorate
-
-
-def _advise(sentence: str) -> None:
-    """Say of the part under test that it works, but could be better."""
-    if sentence not in _advice:
-        _advice.append(sentence)
 
 
 def _inner(function: Any) -> Any:
@@ -372,7 +364,7 @@ def test_scale(scale: Callable[..., Tensor]) -> None:
         ranged = scale(x, (-3, 5))
         _require_tensor(ranged, "the result must be a tensor.")
         if not torch.allclose(ranged, 8 * x - 3, atol=1e-4) and not torch.equal(ranged, scaled):
-            _advise(
+            _advice.append(
                 "feature_range=(-3, 5) is not respected: scale(0.25, (-3, 5)) should be -1, got "
                 f"{ranged.view(-1)[0]:.3g}. {hint}"
             )
@@ -532,7 +524,7 @@ def _check_eval(network: nn.Module, x: Tensor, row: str, mixing: float) -> None:
         raise _Wrong(f"it mixes the {row}s of a batch: {effect}. Keep the batch dimension first.")
     with torch.no_grad():
         if not torch.allclose(network(x), network(x), atol=1e-5):
-            _advise("noise of its own in eval mode. Draw noise only if self.training.")
+            _advice.append("noise of its own in eval mode. Draw noise only if self.training.")
 
 
 def _check_gradients(network: nn.Module, x: Tensor, out: Tensor, calls: _Calls) -> None:
@@ -594,13 +586,17 @@ def _takes_probabilities(names: dict[str, Any]) -> bool | None:
 def _check_logit(after_last: list[str], names: dict[str, Any]) -> bool:
     """Check that D ends in what its losses take; tell whether that is a logit."""
     if any("dropout" in name for name in after_last):
-        _advise("dropout on the logit makes D answer 0 at random. Put it before the last layer.")
+        _advice.append(
+            "dropout on the logit makes D answer 0 at random. Put it before the last layer."
+        )
     endings = [name for name in after_last if _NOT_LAST.search(name)]
     fits = _takes_probabilities(names) if endings else False
     if not all("sigmoid" in name for name in endings) or fits is False and endings:
         raise _Wrong(f"{_NO_LOGIT} Got {endings[0]} after the last layer.")
     if endings and fits is None:
-        _advise("a sigmoid at the end: right with nn.BCELoss, wrong with nn.BCEWithLogitsLoss.")
+        _advice.append(
+            "a sigmoid at the end: right with nn.BCELoss, wrong with nn.BCEWithLogitsLoss."
+        )
     return not endings
 
 
@@ -735,7 +731,7 @@ def _check_init(weights_init_normal: Callable[[nn.Module], Any], own: list[nn.Mo
         narrow = layer.bias is None or layer.bias.abs().max() < 0.13
         if "Norm" in name:
             if narrow and layer.weight.abs().max() < 0.13:
-                _advise(f"{name} is drawn from N(0, 0.02), which makes its outputs tiny.")
+                _advice.append(f"{name} is drawn from N(0, 0.02), which makes its outputs tiny.")
             elif not narrow or (layer.weight - 1).abs().max() >= 0.13:
                 raise _Wrong(f"{name} is drawn from the wrong distribution. Leave it alone.")
             continue
@@ -975,7 +971,7 @@ def test_optimizers(
                 if not right:
                     raise _Wrong(f"{name}'s {what}. Use {use}.")
             if beta1 > 0.8:
-                _advise(f"{name}'s beta1 is {beta1}; GANs train more steadily with 0.5.")
+                _advice.append(f"{name}'s beta1 is {beta1}; GANs train more steadily with 0.5.")
 
 
 _SAME_LATENTS = "are all the same. Draw z of shape (batch_size, z_size) inside the batch loop."
@@ -1620,21 +1616,17 @@ def _pieces(where: str, source: str) -> Iterator[_Piece]:
 
 
 def load_definitions(notebook: str | Path) -> types.ModuleType:
-    """Define what the rubric asks for, and all that this needs of the notebook; nothing else.
+    """Define what the rubric asks for, and all that this needs of a notebook; nothing else.
 
     Needed are the imports, functions, classes and values that it reads, that these read, and so
     on. Values whose making touches files, downloads or trains are left out. All runs in a
     temporary folder, with made-up pictures for the data, but it does run: see above.
 
-    Args:
-        notebook: path of an ``.ipynb`` file, or of a ``.py`` file exported from one.
-
     Returns:
         A module. Its ``__broken__`` has what could not be defined: the names and an exception.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not a notebook.
+        as ``grade``.
     """
     path = Path(notebook).resolve()
     module = types.ModuleType("(solution)")
@@ -1648,7 +1640,7 @@ def load_definitions(notebook: str | Path) -> types.ModuleType:
             would = set(re.findall(r"^(?:def |class )?(\w+) *(?=[=(:])", source, re.MULTILINE))
             line = f"line {error.lineno} ({(error.text or '').strip()})"
             message = f"{where} does not run: SyntaxError: {error.msg}, {line}."
-            module.__broken__.append((would, AssertionError(message)))
+            module.__broken__.append((would, _Wrong(message)))
     wanted, needed = _names_wanted() | {"*"}, set()
     while more := {i for i, piece in enumerate(pieces) if piece.stores & wanted} - needed:
         needed |= more
@@ -1686,7 +1678,7 @@ def _define(piece: _Piece, module: types.ModuleType) -> None:
             setattr(module, *piece.stores, stand_in)
         else:
             if not isinstance(error, _NotTestable):
-                error = AssertionError(f"{_describe(error)}.")
+                error = _Wrong(f"{_describe(error)}.")
             module.__broken__.append((piece.stores, (causes or [error])[0]))
 
 
@@ -1721,13 +1713,10 @@ _MARKS = {"PASSED": ".", "FAILED": "F", "ADVICE": "a", "NOT TESTABLE HERE": "?",
 
 
 def _find(module: types.ModuleType, name: str) -> Any:
-    """Get an object of a notebook by its name, or raise LookupError or why it is not there."""
-    if hasattr(module, name):
-        return getattr(module, name)
-    for names, error in module.__broken__:
-        if name in names:
-            raise type(error)(f"{name}: {error}")
-    raise LookupError(f"the notebook does not define {name}.")
+    """Get an object of a notebook by its name, or else an exception that says why it is missing."""
+    causes = [error for names, error in module.__broken__ if name in names]
+    missing = _NotFound(f"the notebook does not define {name}.")
+    return getattr(module, name, (causes or [missing])[0])
 
 
 def _points() -> Iterator[tuple[str, Callable[..., None], list[str]]]:
@@ -1742,13 +1731,9 @@ def _names_wanted() -> set[str]:
 
 
 def grade(path: str | Path) -> Iterator[Result]:
-    """Run all rubric tests on a notebook; its code is executed, its training is not.
+    """Run all rubric tests on a notebook, an ``.ipynb`` or ``.py`` file; yield their results.
 
-    Args:
-        path: an ``.ipynb`` file, or a ``.py`` file exported from one.
-
-    Yields:
-        A result for each rubric point.
+    Its code is executed, its training is not.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -1768,23 +1753,13 @@ def grade(path: str | Path) -> Iterator[Result]:
     module = load_definitions(path)
     restore()
     for point, test, names in points:
-        _outcomes.append((point, "FAILED", f"{point}: the test came to no verdict."))
-        try:
-            objects = [_find(module, name) for name in names]
-            with redirect_stdout(StringIO()):
-                test(*objects)
-            _, outcome, why = _outcomes[-1]
-        except LookupError as missing:
-            outcome, why = "NOT FOUND", str(missing)
-        except _NotTestable as reason:
-            outcome, why = "NOT TESTABLE HERE", str(reason)
-        except AssertionError as failure:
-            outcome, why = "FAILED", str(failure)
-            missing = re.search(r"NameError: name '(\w+)' is not defined", why)
-            for left, error in module.__broken__:
-                if missing and missing[1] in left:
-                    outcome = "NOT TESTABLE HERE" if isinstance(error, _NotTestable) else "FAILED"
-                    why = f"{point}: {missing[1]} is missing, {error}"
+        with redirect_stdout(StringIO()), suppress(AssertionError):
+            test(*[_find(module, name) for name in names])
+        _, outcome, why = _outcomes[-1]
+        if undefined := re.search(r"NameError: name '(\w+)' is not defined", why):
+            cause = _find(module, undefined[1])
+            if not isinstance(cause, _NotFound):
+                outcome, why = cause.outcome, f"{point}: {undefined[1]} is missing, {cause}"
         if changed := restore():
             outcome = "FAILED"
             why = f"{point}: the code replaces {changed[0]}, which the tests use."
@@ -1795,35 +1770,28 @@ def grade(path: str | Path) -> Iterator[Result]:
 # ------------------------------------------------------------------------- a whole class
 
 
-def _grade_alone(path: Path, folder: str, key: bytes, gigabytes: float) -> None:
-    """Grade a notebook in a process of its own; leave signed lines in a file, and end it."""
-    sign = functools.partial(hmac.digest, key, digest="sha256")  # bound: cannot be patched
+def _grade_alone(path: Path, folder: str, gigabytes: float, results: Connection) -> None:
+    """Grade a notebook in a process of its own, send what it got, and end the process."""
+    with suppress(ImportError):  # Windows has neither groups of processes nor limits
+        import resource
 
-    def leave(*result: str) -> None:
-        line = "\t".join(result).encode()
-        with open(f"{folder}/verdicts", "ab") as file:
-            file.write(sign(line).hex().encode() + b" " + line + b"\n")
-
-    if hasattr(os, "setsid"):
         os.setsid()
+        for limit in (resource.RLIMIT_DATA, resource.RLIMIT_FSIZE):
+            resource.setrlimit(limit, (int(gigabytes * 2**30), resource.getrlimit(limit)[1]))
     with open(os.devnull, "r+b") as null:
         for stream in (0, 1, 2):
             os.dup2(null.fileno(), stream)
-    if resource is not None:
-        for limit in (resource.RLIMIT_DATA, resource.RLIMIT_FSIZE):
-            resource.setrlimit(limit, (int(gigabytes * 2**30), resource.getrlimit(limit)[1]))
     tempfile.tempdir = folder
     os.chdir(tempfile.mkdtemp())
     try:
         for result in grade(path):
-            leave(*result)
+            results.send_bytes("\t".join(result).encode())
     except (OSError, RecursionError, ValueError) as error:
         for point, _, _ in _points():
-            leave(point, "FAILED", f"it cannot be read as a notebook: {error}")
+            why = f"it cannot be read as a notebook: {error}"
+            results.send_bytes(f"{point}\tFAILED\t{why}".encode())
     finally:
-        if hasattr(os, "killpg"):
-            os.killpg(0, signal.SIGKILL)  # its threads, exit handlers and children too
-        os._exit(0)
+        os._exit(0)  # without exit handlers, whatever its threads do
 
 
 def _end(child: multiprocessing.Process) -> None:
@@ -1834,13 +1802,12 @@ def _end(child: multiprocessing.Process) -> None:
     child.join()
 
 
-def _verdicts(file: Path, key: bytes, why: str) -> list[Result]:
-    """Read the results that a process has signed; those that are missing FAILED."""
+def _received(results: Connection, why: str) -> list[Result]:
+    """The results that a process has sent; those that are missing FAILED."""
     found = {}
-    for line in file.read_bytes().splitlines() if file.is_file() else []:
-        signature, _, text = line.partition(b" ")
-        if signature == hmac.digest(key, text, "sha256").hex().encode():
-            result = Result(*text.decode().split("\t"))
+    with suppress(EOFError, OSError, TypeError, ValueError):  # the notebook may write there too
+        while results.poll():
+            result = Result(*results.recv_bytes().decode().split("\t"))
             found[result.point] = result
     return [found.get(point, Result(point, "FAILED", why)) for point, _, _ in _points()]
 
@@ -1852,28 +1819,26 @@ def _grade_all(
     context = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     waiting, running = list(paths), {}
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as root, ExitStack() as stack:
-        stack.callback(lambda: [_end(child) for _, child, *_ in running.values()])
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, ExitStack() as stack:
+        stack.callback(lambda: [_end(child) for child in running])
         while waiting or running:
             while waiting and len(running) < (cores or 1):
-                path, folder = waiting.pop(0), tempfile.mkdtemp(dir=root)
-                key = secrets.token_bytes()
-                arguments = (path.absolute(), folder, key, gigabytes)
+                path, (results, sender) = waiting.pop(0), context.Pipe(duplex=False)
+                arguments = (path.absolute(), folder, gigabytes, sender)
                 child = context.Process(target=_grade_alone, args=arguments)
                 child.start()
-                deadline = time.monotonic() + seconds
-                running[child.sentinel] = (deadline, child, path, folder, key)
-            left = min(deadline for deadline, *_ in running.values()) - time.monotonic()
-            ended = multiprocessing.connection.wait(running, max(0, left))
-            for sentinel, (deadline, child, path, folder, key) in list(running.items()):
-                if sentinel in ended or deadline < time.monotonic():
-                    del running[sentinel]
+                sender.close()
+                running[child] = path, results, time.monotonic() + seconds
+            ended = wait([child.sentinel for child in running], timeout=0.1)
+            for child, (path, results, deadline) in list(running.items()):
+                why = f"not done after {seconds:g} s: it hangs or is slow (see --seconds)."
+                if child.sentinel in ended or time.monotonic() > deadline:
+                    del running[child]
                     _end(child)
-                    why = f"there is no verdict: the process ended, exit code {child.exitcode}."
-                    if sentinel not in ended:
-                        why = f"not done after {seconds:g} s: it hangs or is slow (see --seconds)."
-                    yield path, _verdicts(Path(folder, "verdicts"), key, why)
-                    shutil.rmtree(folder, ignore_errors=True)
+                    if child.sentinel in ended:
+                        code = child.exitcode
+                        why = f"there is no verdict: the process ended, exit code {code}."
+                    yield path, _received(results, why)
 
 
 def _notebooks(path: Path) -> list[Path]:
@@ -1949,29 +1914,18 @@ def _print_table(table: dict[str, list[Result]]) -> None:
     print(f"\n{len(table)} graded: {_totals([result for row in table.values() for result in row])}")
 
 
-if pytest is not None:
+_solution = functools.cache(load_definitions)
 
-    def pytest_generate_tests() -> None:
-        if not NOTEBOOK.exists():
-            sentence = f"there is no {NOTEBOOK.name} beside {Path(__file__).name} to test."
-            raise pytest.Collector.CollectError(sentence)
 
-    _solution = functools.cache(load_definitions)
+def pytest_generate_tests(metafunc: Any) -> None:
+    """Give a test what it takes of the notebook beside this file; pytest calls this."""
+    if not NOTEBOOK.exists():
+        from pytest import Collector
 
-    def _fixture(name: str) -> Any:
-        @pytest.fixture(name=name)
-        def from_notebook() -> Any:
-            try:
-                return _find(_solution(NOTEBOOK), name)
-            except _NotTestable as reason:
-                pytest.skip(str(reason))
-            except (LookupError, AssertionError) as error:
-                pytest.fail(str(error), pytrace=False)
-
-        return from_notebook
-
-    for _name in _names_wanted():
-        globals()[f"_{_name}_fixture"] = _fixture(_name)
+        sentence = f"there is no {NOTEBOOK.name} beside {Path(__file__).name} to test."
+        raise Collector.CollectError(sentence)
+    for name in inspect.signature(metafunc.function).parameters:
+        metafunc.parametrize(name, [_find(_solution(NOTEBOOK), name)])
 
 
 if __name__ == "__main__":
