@@ -110,11 +110,6 @@ def _fixed_randomness(seed: int = 20181115) -> Iterator[None]:
         yield
 
 
-def _not_compiled(model: Any = None, **options: Any) -> Any:
-    """Stand in for torch.compile, as a function and as a decorator with options."""
-    return _not_compiled if model is None else model
-
-
 @contextmanager
 def _sandbox() -> Iterator[None]:
     """Run code in a temporary folder, unseen, seeded, not compiled; .cuda() does no harm."""
@@ -124,7 +119,8 @@ def _sandbox() -> Iterator[None]:
         stack.enter_context(_fixed_randomness())
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)  # networks this small need no more
-        stack.enter_context(mock.patch.object(torch, "compile", _not_compiled))
+        plain = lambda model=None, **options: plain if model is None else model  # noqa: E731
+        stack.enter_context(mock.patch.object(torch, "compile", plain))
         for kind in (Tensor, nn.Module) if not torch.cuda.is_available() else ():
             unmoved = mock.patch.object(kind, "cuda", lambda self, *args, **options: self)
             stack.enter_context(unmoved)
@@ -221,10 +217,6 @@ def _context(part: Any) -> dict[str, Any]:
     return next((f.__globals__ for f in map(_inner, functions) if hasattr(f, "__globals__")), {})
 
 
-def _shape(tensor: Tensor) -> str:
-    return str(tuple(tensor.shape))
-
-
 def _span(tensor: Tensor) -> str:
     return f"values from {tensor.min():.2f} to {tensor.max():.2f}"
 
@@ -245,31 +237,23 @@ def _require_tensor(value: Any, what: str, hint: str = "Do not leave torch.") ->
 # -------------------------------------------------------------------------------- data
 
 
+def _chequers(n: int) -> Tensor:
+    """Random chequers, left-right symmetric so that a flip does not hide them; (n, 3, 32, 32)."""
+    left = torch.rand(n, 3, 4, 2).round() * 0.8 + torch.rand(n, 3, 4, 2) * 0.2
+    return torch.cat([left, left.flip(3)], 3).repeat_interleave(8, 2).repeat_interleave(8, 3)
+
+
 def _write_pictures(folder: Path, n: int) -> Tensor:
-    """Write ``n`` square JPEGs of random chequers in two folders; return their (n, 3, 4, 4)."""
-    colors = torch.rand(n, 3, 4, 4)
-    low, high = colors.amin((1, 2, 3), True), colors.amax((1, 2, 3), True)
-    colors = (colors - low) / (high - low)
-    for i, color in enumerate(colors):
-        size = (64, 32, 96, 64, 128, 48)[i % 6]
-        pixels = (color * 255).byte().permute(1, 2, 0).numpy().repeat(size // 4, 0)
+    """Write ``n`` square JPEGs of random chequers in two folders; return their (n, 3, 32, 32)."""
+    pictures = _chequers(n)
+    for i, picture in enumerate(pictures):
         nested = folder / "celeba" / ("New Folder With Items" if i % 3 == 0 else "")
         nested.mkdir(parents=True, exist_ok=True)
-        picture = Image.fromarray(pixels.repeat(size // 4, 1))
-        picture.save(nested / f"{i:06d}.jpg", quality=98, subsampling=0)
-    return colors
-
-
-def _which_pictures(images: Tensor, colors: Tensor) -> list[int | None]:
-    """Tell which picture each image shows (it may be mirrored); ``None`` if it shows none."""
-    seen = F.adaptive_avg_pool2d(images.float().cpu(), 4).flatten(1)
-    errors = torch.minimum(
-        torch.cdist(seen, colors.flatten(1)), torch.cdist(seen, colors.flip(3).flatten(1))
-    ) / math.sqrt(48)  # root mean square over 4 x 4 cells of 3 colours
-    best = errors.min(1)
-    return [
-        int(i) if error < 0.12 else None for i, error in zip(best.indices, best.values, strict=True)
-    ]
+        image = Image.fromarray((picture * 255).byte().permute(1, 2, 0).numpy())
+        size = (64, 32, 96, 64, 128, 48)[i % 6]
+        image = image.resize((size, size), Image.Resampling.NEAREST)
+        image.save(nested / f"{i:06d}.jpg", quality=98, subsampling=0)
+    return pictures
 
 
 @_rubric_test(
@@ -279,12 +263,12 @@ def _which_pictures(images: Tensor, colors: Tensor) -> list[int | None]:
 def test_get_dataloader(get_dataloader: Callable[..., Any]) -> None:
     """Images of a folder come shuffled, in batches, resized, in [0, 1], each once an epoch."""
     n, folder = 24, "some_faces-7"
-    colors = _write_pictures(Path(folder), n)
+    pictures = _write_pictures(Path(folder), n)
     try:
         loader = get_dataloader(6, 24, f"{folder}/")
         if loader is None:
             raise _Wrong("it returns None. Expected a DataLoader. Make one and return it.")
-        orders = [_epoch(loader, 6, 24, colors) for _ in range(2)]
+        orders = [_epoch(loader, 6, 24, pictures) for _ in range(2)]
     except FileNotFoundError as error:
         path = error.filename or error
         raise _Wrong(f"data_dir is ignored: it reads {path} instead of {folder}.") from None
@@ -292,35 +276,29 @@ def test_get_dataloader(get_dataloader: Callable[..., Any]) -> None:
         raise _Wrong("a second epoch gives nothing. Return the DataLoader, not iter() of it.")
     for shown in orders:
         if len(shown) != n or len(set(shown)) != n:
-            raise _Wrong(
-                "an epoch must hold each image below data_dir exactly once. Expected "
-                f"{n} images, got {len(shown)}, {len(set(shown))} of them different."
-            )
+            got = f"Expected {n} images, got {len(shown)}, {len(set(shown))} of them different"
+            raise _Wrong(f"an epoch must hold each image below data_dir exactly once. {got}.")
     # 24 images come in the same order twice with probability 1 / 24! < 1e-23.
     if orders[0] == orders[1]:
         raise _Wrong("two epochs give the images in the same order. Pass shuffle=True.")
 
 
-def _epoch(loader: Any, batch_size: int, size: int, colors: Tensor) -> list[int | None]:
+def _epoch(loader: Any, batch_size: int, size: int, pictures: Tensor) -> list[int]:
     """Check the batches of an epoch; return which pictures they show."""
-    shown: list[int | None] = []
-    sizes = []
-    for batch in loader:
-        found = _check_batch(batch, batch_size, size, colors)
-        shown += found
-        sizes.append(len(found))
+    shown = [_check_batch(batch, batch_size, size, pictures) for batch in loader]
+    sizes = list(map(len, shown))
     if any(n != batch_size for n in sizes[:-1]) or max(sizes, default=0) > batch_size:
         raise _Wrong(f"batch_size={batch_size} is not respected: batches of {sizes}.")
-    return shown
+    return sum(shown, [])
 
 
-def _check_batch(batch: Any, batch_size: int, size: int, colors: Tensor) -> list[int | None]:
+def _check_batch(batch: Any, batch_size: int, size: int, pictures: Tensor) -> list[int]:
     """Check one batch of the loader; return which pictures it shows."""
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         raise _Wrong(f"a batch must be a pair (images, labels), not {_kind(batch)}.")
     images = batch[0]
     _require_tensor(images, "images of a batch must be tensors.", "Add transforms.ToTensor().")
-    expected = f"Expected shape ({batch_size}, 3, {size}, {size}), got {_shape(images)}."
+    expected = f"Expected shape ({batch_size}, 3, {size}, {size}), got {tuple(images.shape)}."
     if images.dim() != 4:
         raise _Wrong(f"the images do not come in batches. {expected} Return a DataLoader.")
     if images.shape[1:] != (3, size, size):
@@ -329,11 +307,12 @@ def _check_batch(batch: Any, batch_size: int, size: int, colors: Tensor) -> list
         raise _Wrong(f"images must be float32, not {images.dtype}. Use transforms.ToTensor().")
     if images.min() < -1e-3 or images.max() > 1 + 1e-3:
         raise _Wrong(f"pixel values must lie in [0, 1]: {_span(images)}. Do not Normalize.")
-    shown = _which_pictures(images, colors)
-    if None in shown:
+    cells = [F.adaptive_avg_pool2d(x.float().cpu(), 4).flatten(1) for x in (images, pictures)]
+    errors, shown = torch.cdist(*cells).min(1)
+    if errors.max() / math.sqrt(cells[0].shape[1]) > 0.12:  # root mean square
         why = "a part, another image or other colours. Use Resize instead of a crop, and read RGB."
         raise _Wrong(f"an image does not show a whole picture of data_dir, but {why}")
-    return shown
+    return shown.tolist()
 
 
 @_rubric_test("scale", "scale(x) to take a tensor of any shape")
@@ -349,25 +328,24 @@ def test_scale(scale: Callable[..., Tensor]) -> None:
         if not torch.equal(x, before):
             raise _Wrong("it changes x in place. Expected a new tensor. Avoid x *= 2, x.mul_(2).")
         if scaled.shape != x.shape:
-            raise _Wrong(f"the shape changes. Expected {_shape(x)}, got {_shape(scaled)}. {hint}")
+            raise _Wrong(
+                f"the shape changes. Expected {tuple(x.shape)}, got {tuple(scaled.shape)}. {hint}"
+            )
         if scaled.dtype != x.dtype:
             raise _Wrong(f"the type of numbers changes. Expected {x.dtype}, got {scaled.dtype}.")
         error = (scaled - 2 * x + 1).abs().flatten()
         if error.max() > 1e-3:  # more than what the extremes of random pixels are off
             worst = 0 if error[0] > 1e-3 else error.argmax()
             value, got = x.view(-1)[worst], scaled.reshape(-1)[worst]
-            raise _Wrong(
-                f"[0, 1] is not mapped to [-1, 1]: scale({value:.3g}) must be {2 * value - 1:.3g}, "
-                f"got {got:.3g}. {hint} The minimum and maximum of x itself must not matter."
-            )
+            got = f"scale({value:.3g}) must be {2 * value - 1:.3g}, got {got:.3g}. {hint}"
+            why = "The minimum and maximum of x itself must not matter."
+            raise _Wrong(f"[0, 1] is not mapped to [-1, 1]: {got} {why}")
     if len(inspect.signature(scale).parameters) > 1:
         ranged = scale(x, (-3, 5))
         _require_tensor(ranged, "the result must be a tensor.")
         if not torch.allclose(ranged, 8 * x - 3, atol=1e-4) and not torch.equal(ranged, scaled):
-            _advice.append(
-                "feature_range=(-3, 5) is not respected: scale(0.25, (-3, 5)) should be -1, got "
-                f"{ranged.view(-1)[0]:.3g}. {hint}"
-            )
+            got = f"scale(0.25, (-3, 5)) should be -1, got {ranged.view(-1)[0]:.3g}"
+            _advice.append(f"feature_range=(-3, 5) is not respected: {got}. {hint}")
 
 
 # ---------------------------------------------------------------------------- networks
@@ -376,7 +354,7 @@ def test_scale(scale: Callable[..., Tensor]) -> None:
 _NOT_LAST = re.compile("norm$|elu|glu|sig|tanh|soft|silu|mish|swish|threshold|shrink")
 _LAYERS = ("conv2d", "conv_transpose2d", "linear")
 _PRODUCTS = {"einsum", "matmul", "__matmul__", "mm", "addmm", "bmm", "tensordot", "inner"}
-_PASSES_ON = re.compile("norm$|dropout|interpolate|upsample|avg_pool|^pad$")
+_PASSES_ON = re.compile("Norm|Dropout|Upsample|AvgPool|PadNd|View")  # nodes of a graph
 _NO_LOGIT = (
     "the output must be a logit, with no sigmoid or other activation or batch norm at the end. "
     "Return the last layer's output: nn.BCEWithLogitsLoss applies the sigmoid."
@@ -385,47 +363,29 @@ _CUTS_OFF = re.compile("clamp|clip|hardtanh")
 
 
 class _Calls(TorchFunctionMode):
-    """Records calls of torch functions; with ``plain``, batch norm and dropout do nothing."""
+    """Records calls of torch functions."""
 
-    def __init__(self, plain: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.plain = plain
         self.names: list[str] = []
         self.weights: list[Tensor] = []  # of convolutional and linear layers
         self.after_last: list[str] = []  # the calls that follow the last layer
-        self.not_activated: dict[int, Any] = {}  # outputs of convolutions, also after batch norm
-        self.stacked = False  # whether a convolution was given one of them
+        self.drops = False  # whether dropout is on
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
-        given = args[0] if args else kwargs.get("input")
-        if self.plain and (name == "batch_norm" or "dropout" in name):
-            if "dropout" in name and kwargs.get("training") and kwargs.get("p", 0.5) > 0:
-                raise _Wrong("dropout stays on in eval mode. Pass self.training to F.dropout.")
-            return given
         self.names.append(name)
-        result = func(*args, **kwargs)
+        self.after_last.append(name)
+        if name in _LAYERS:
+            self.weights.append(kwargs["weight"] if "weight" in kwargs else args[1])
         weighs = any(isinstance(a, nn.Parameter) and a.numel() > 1 for a in args[:2])
         if name in _LAYERS or name in _PRODUCTS or ("mul" in name and weighs):
             self.after_last.clear()
-        else:
-            self.after_last.append(name)
-        waiting = id(given) in self.not_activated
-        passes_on = waiting and bool(_PASSES_ON.search(name))
-        if name in _LAYERS:
-            weight = kwargs["weight"] if "weight" in kwargs else args[1]
-            self.weights.append(weight)
-            whole = {"conv2d": given, "conv_transpose2d": result}.get(name)  # channels: no groups
-            passes_on = whole is not None and weight.shape[1] == whole.shape[1]
-            passes_on &= weight.requires_grad
-            self.stacked |= waiting and passes_on
-        if passes_on:
-            self.not_activated[id(result)] = result
-        else:
-            self.not_activated.pop(id(result), None)  # it may be the input, changed in place
-        return result
+        if "dropout" in name and kwargs.get("training") and kwargs.get("p", 0.5) > 0:
+            self.drops = True
+        return func(*args, **kwargs)
 
 
 def _device(network: nn.Module) -> torch.device:
@@ -466,15 +426,28 @@ def _first_width(network: nn.Module) -> int:
     return next(filter(None, widths), 0)
 
 
-def _trained(out: Tensor) -> list[Tensor]:
-    """The tensors that the gradient of ``out`` ends in: weights, and the input."""
+def _graph(out: Tensor) -> set[Any]:
+    """The nodes that the gradient of ``out`` passes, down to the weights and the input."""
     nodes, todo = set(), [out.grad_fn]
     while todo:
         node = todo.pop()
         if node is not None and node not in nodes:
             nodes.add(node)
             todo += [following for following, _ in node.next_functions]
-    return [node.variable for node in nodes if hasattr(node, "variable")]
+    return nodes
+
+
+def _convolves(node: Any) -> bool:
+    """Tell whether a node is a convolution of all channels, with weights that are trained."""
+    return getattr(node, "_saved_groups", 0) == 1 and node.next_functions[1][0] is not None
+
+
+def _origin(node: Any) -> Any:
+    """The node that a node's input is from, before batch norm, dropout and the like."""
+    before, *others = [following for following, _ in node.next_functions]
+    name = before.name() if before is not None else ""
+    dropout = name.startswith("Mul") and before.next_functions[1][0] is None
+    return _origin(before) if dropout or _PASSES_ON.search(name) else before
 
 
 def _check_forward(network: nn.Module, x: Tensor, layer: str) -> tuple[Tensor, _Calls]:
@@ -490,12 +463,11 @@ def _check_forward(network: nn.Module, x: Tensor, layer: str) -> tuple[Tensor, _
     if not torch.equal(given, x):
         raise _Wrong("it changes its input in place. Avoid x.mul_(), x += 1.")
     known = {id(x), *map(id, network.parameters())}
-    for weight in _trained(out):
+    for weight in [node.variable for node in _graph(out) if hasattr(node, "variable")]:
         if id(weight) not in known:
-            raise _Wrong(
-                f"a layer of shape {_shape(weight)} is not registered, so no optimizer will train "
-                "it. Make layers in __init__, and lists of them nn.ModuleList."
-            )
+            hint = "Make layers in __init__, and lists of them nn.ModuleList."
+            what = f"a layer of shape {tuple(weight.shape)} is not registered"
+            raise _Wrong(f"{what}, so no optimizer will train it. {hint}")
     for name in calls.names:
         if "max_pool" in name:
             raise _Wrong(f"it uses pooling. Expected strided convolutions, got {name}.")
@@ -504,17 +476,17 @@ def _check_forward(network: nn.Module, x: Tensor, layer: str) -> tuple[Tensor, _
     return out, calls
 
 
-def _plain_run(network: nn.Module, x: Tensor) -> Tensor:
-    """Outputs (N, anything) of a network in which batch norm and dropout do nothing."""
-    with torch.no_grad(), _fixed_randomness(), _Calls(plain=True):
-        return network.eval()(x.clone()).reshape(len(x), -1)
-
-
 def _check_eval(network: nn.Module, x: Tensor, row: str, mixing: float) -> None:
     """Check that output i depends on input i, and others on it by ``mixing`` of that at most."""
     changed = x.clone()
     changed[0] = torch.rand_like(x[0]) * 2 - 1
-    before, after = (_plain_run(network, inputs) for inputs in (x, changed))
+    outputs = []
+    for inputs in (x, changed):
+        with torch.no_grad(), _fixed_randomness(), _Calls() as calls:
+            outputs.append(network.eval()(inputs.clone()).reshape(len(x), -1))
+    if calls.drops:
+        raise _Wrong("dropout stays on in eval mode. Pass self.training to F.dropout.")
+    before, after = outputs
     change = (after - before).abs().amax(1)
     noise = mixing * change.max() + 1e-7 * before.abs().max()
     changed_rows = (change > noise).nonzero().flatten().tolist()
@@ -530,7 +502,8 @@ def _check_eval(network: nn.Module, x: Tensor, row: str, mixing: float) -> None:
 def _check_gradients(network: nn.Module, x: Tensor, out: Tensor, calls: _Calls) -> None:
     """Check that gradients reach the input and the weights of each layer that ran."""
     hint = "Do not use detach(), .data, .numpy() or torch.no_grad() in forward."
-    if calls.stacked and not {"add", "__add__", "__iadd__", "cat"} & set(calls.names):
+    stacked = any(_convolves(node) and _convolves(_origin(node)) for node in _graph(out))
+    if stacked and not {"add", "__add__", "__iadd__", "cat"} & set(calls.names):
         raise _Wrong("there is no activation between two of its convolutions. Use F.leaky_relu(x).")
     if not out.requires_grad:
         raise _Wrong(f"no gradient flows through it. {hint}")
@@ -572,31 +545,22 @@ def _ends_in_sigmoid(D: nn.Module) -> bool:
     return "sigmoid" in " ".join(calls.after_last)
 
 
-def _takes_probabilities(names: dict[str, Any]) -> bool | None:
-    """Tell whether a notebook's real_loss is right for probabilities; None if there is none."""
-    if not callable(names.get("real_loss")):
-        return None
-    with suppress(Exception):
-        p = torch.rand(16) * 0.8 + 0.1
-        kinds = _implied_labels(p, *_loss_and_gradient(names["real_loss"], p))
-        return any("logits" not in kind for kind in kinds)
-    return False
-
-
 def _check_logit(after_last: list[str], names: dict[str, Any]) -> bool:
     """Check that D ends in what its losses take; tell whether that is a logit."""
     if any("dropout" in name for name in after_last):
-        _advice.append(
-            "dropout on the logit makes D answer 0 at random. Put it before the last layer."
-        )
+        _advice.append("dropout on the logit makes D answer 0 at random. Put it further up.")
     endings = [name for name in after_last if _NOT_LAST.search(name)]
-    fits = _takes_probabilities(names) if endings else False
-    if not all("sigmoid" in name for name in endings) or fits is False and endings:
+    fits = False  # whether real_loss is right for probabilities
+    with suppress(Exception):
+        p = torch.rand(16) * 0.8 + 0.1
+        kinds = _implied_labels(p, *_loss_and_gradient(names["real_loss"], p))
+        fits = any("logits" not in kind for kind in kinds)
+    if not all("sigmoid" in name for name in endings) or (
+        endings and not fits and "real_loss" in names
+    ):
         raise _Wrong(f"{_NO_LOGIT} Got {endings[0]} after the last layer.")
-    if endings and fits is None:
-        _advice.append(
-            "a sigmoid at the end: right with nn.BCELoss, wrong with nn.BCEWithLogitsLoss."
-        )
+    if endings and not fits:
+        _advice.append("a sigmoid: right with nn.BCELoss, wrong with nn.BCEWithLogitsLoss.")
     return not endings
 
 
@@ -613,7 +577,7 @@ def test_discriminator(Discriminator: Callable[..., nn.Module]) -> None:
         x.requires_grad_()
         out, calls = _check_forward(D, x, "conv2d")
         if out.numel() != n or out.shape[:1] != (n,):
-            got = f"Expected shape ({n}, 1), got {_shape(out)}"
+            got = f"Expected shape ({n}, 1), got {tuple(out.shape)}"
             raise _Wrong(f"the output must be one number for each image. {got}. Use x.flatten(1).")
         is_logit = _check_logit(calls.after_last, _context(Discriminator))
         _check_gradients(D, x, out, calls)
@@ -646,19 +610,16 @@ def test_generator(Generator: Callable[..., nn.Module]) -> None:
         except RuntimeError:
             if _first_width(G) == z_size:
                 raise
-            raise _Wrong(
-                f"z_size is ignored: the first layer of Generator({z_size}, {conv_dim}) takes "
-                f"{_first_width(G)} numbers instead of {z_size}. Start with nn.Linear(z_size, ...)."
-            ) from None
+            takes = f"Generator({z_size}, {conv_dim}) takes {_first_width(G)} numbers"
+            hint = f"instead of {z_size}. Start with nn.Linear(z_size, ...)."
+            raise _Wrong(f"z_size is ignored: the first layer of {takes} {hint}") from None
         expected = (n, *_IMAGE)
         if out.shape != expected:
-            raise _Wrong(f"it must make images. Expected shape {expected}, got {_shape(out)}.")
+            raise _Wrong(f"it must make images. Expected shape {expected}, got {tuple(out.shape)}.")
         _check_gradients(G, z, out, calls)
-        n_zero = (z.grad == 0).all(0).sum()
-        if n_zero:
-            raise _Wrong(
-                f"part of z is ignored: {n_zero} of its {z_size} numbers have no gradient."
-            )
+        if n_zero := (z.grad == 0).all(0).sum():
+            why = f"{n_zero} of its {z_size} numbers have no gradient"
+            raise _Wrong(f"part of z is ignored: {why}.")
         last = next((name for name in reversed(calls.names) if not name.startswith("__")), "")
         if _CUTS_OFF.search(last):
             raise _Wrong(f"{last} cuts the output off, where the gradient is 0. Use torch.tanh(x).")
@@ -681,9 +642,8 @@ def test_generator(Generator: Callable[..., nn.Module]) -> None:
 def _check_normal(weight: Tensor, where: str) -> None:
     """Check that a weight tensor is a sample of N(0, 0.02).
 
-    Bounds of 6.5 standard errors fail by chance with probability 8e-11 for the mean, and up to 6e-9
-    for the standard deviation at n = 16 (chi-squared). The kurtosis (3 for a normal distribution),
-    whose tails are heavier, gets 12 standard errors, and is tested for n > 20,000 alone.
+    6.5 standard errors happen with probability 8e-11 for the mean, and up to 6e-9 for the standard
+    deviation at n = 16; the kurtosis (3 for this distribution) has heavier tails, and gets 12.
     """
     n = weight.numel()
     if n < 16:
@@ -767,14 +727,11 @@ def _blame_init(names: dict[str, Any], *faults: type[Exception]) -> Iterator[Non
     except faults:
         init = names.get("weights_init_normal")
         if callable(init):
-            advice = _advice.copy()
             try:
                 _check_init(init, _own_layers(names))
             except Exception as fault:
                 why = str(fault) if isinstance(fault, _Wrong) else f"{_describe(fault)}."
                 raise _Wrong(f"it fails because of weights_init_normal: {why}") from None
-            finally:
-                _advice[:] = advice
         raise
 
 
@@ -846,7 +803,7 @@ def _loss_and_gradient(
             continue
         _require_tensor(value, "the loss must be a tensor.", hint)
         if value.numel() != 1:
-            raise _Wrong(f"the loss must be one number, not {_shape(value)}. Take the mean.")
+            raise _Wrong(f"the loss must be one number, not {tuple(value.shape)}. Take the mean.")
         if not value.requires_grad:
             raise _Wrong(f"no gradient flows from it. {hint}")
         if not torch.equal(D_out.detach().cpu(), values):
@@ -900,20 +857,16 @@ def _check_loss(loss: Callable[..., Tensor], low: float, high: float, **options:
     pooled = [torch.cat(labels) for labels in found.values() if len(labels) == len(sizes)]
     if any(((low - 0.01 < t) & (t < high + 0.01)).float().mean() > 0.7 for t in pooled):
         return
-    if value < 0 and any(
-        low < t.mean() + 0.01 < high for t in _implied_labels(x, -value, -g).values()
-    ):
+    flipped = _implied_labels(x, -value, -g).values() if value < 0 else ()
+    if any(low < t.mean() + 0.01 < high for t in flipped):
         raise _Wrong(f"the sign of the loss is flipped{called}. Remove the minus.")
     if pooled:
         label = round(float(pooled[0].mean()), 2) + 0.0
         expected = f"Expected {right} (smoothed: {smoothed}), got {label:.2f}. Use torch.{kinds}."
         raise _Wrong(f"the label{called} is wrong for {kind} images. {expected}")
-    usual = (
-        f"binary cross entropy nor least squares nor hinge loss{called}, averaged over the batch"
-    )
-    raise _Wrong(
-        f"it is neither {usual}. Use BCEWithLogitsLoss on D_out itself, without a sigmoid."
-    )
+    usual = f"binary cross entropy nor least squares nor hinge loss{called}"
+    hint = "Use BCEWithLogitsLoss on D_out itself, without a sigmoid."
+    raise _Wrong(f"it is neither {usual}, averaged over the batch. {hint}")
 
 
 @_rubric_test("real_loss", "real_loss(D_out) to take logits (N, 1) or (N,), for any N")
@@ -1000,10 +953,6 @@ def _tensors(value: Any) -> list[Tensor]:
     return [value] if isinstance(value, Tensor) else [t for v in values for t in _tensors(v)]
 
 
-def _rows(tensor: Tensor) -> int:
-    return len(tensor) if tensor.dim() else 1
-
-
 @dataclass(eq=False)
 class _Call:
     """A call of D or G in train()."""
@@ -1012,8 +961,9 @@ class _Call:
     training: bool
     given: Tensor  # the latents or images, (N, anything)
     sources: _Mark  # of all that was given
-    kinds: list[str]  # of the images given to D: "real", "fake" or "mixed"
     output: Tensor  # (N, anything)
+    kinds: list[str] = field(default_factory=list)  # of D's images: "real", "fake" or "mixed"
+    owners: set[str] = field(default_factory=set)  # the networks whose steps learned from it
 
 
 @dataclass(eq=False)
@@ -1068,10 +1018,8 @@ class _Training(TorchFunctionMode):
         self.steps: dict[str, list[_Step]] = {"D": [], "G": []}
         self.scalars: list[tuple[float, _Mark, int]] = []  # value, mark, batch
         self.seen: Counter[int] = Counter()  # how often D was shown each of the images
-        self.levels: dict[str, list[Tensor]] = defaultdict(
-            list
-        )  # where D's inputs have most values
-        self.before: dict[str, list[Tensor]] = {}  # weights
+        self.levels: dict[str, list[Tensor]] = {"real": [], "fake": [], "mixed": []}  # quantiles
+        self.before = torch.empty(0)  # the probe of the network that takes a step
 
     def collate(self, pairs: list[tuple[Tensor, Tensor]]) -> Any:
         """Make a batch of the loader, mark its images, and count it."""
@@ -1083,11 +1031,9 @@ class _Training(TorchFunctionMode):
         return [images, torch.zeros_like(indices)]
 
     def _wrong_number(self, got: str) -> _Wrong:
-        return _Wrong(
-            "it does not train on each batch of n_epochs epochs. Expected "
-            f"{self.expected} batches for n_epochs=2, got {got}. Loop over range(n_epochs) and, "
-            "inside, over celeba_train_loader."
-        )
+        what = f"Expected {self.expected} batches for n_epochs=2, got {got}"
+        hint = "Loop over range(n_epochs) and, inside, over celeba_train_loader."
+        return _Wrong(f"it does not train on each batch of n_epochs epochs. {what}. {hint}")
 
     @contextmanager
     def watch(self) -> Iterator[None]:
@@ -1138,15 +1084,14 @@ class _Training(TorchFunctionMode):
             result = func(*twins, **{name: twin(value) for name, value in kwargs.items()})
             moved = _tensors(twins[:1] if result is None else result)
         for i, out in enumerate(outs):
-            n, marks = _rows(out), []
+            n, marks = out.shape[:1].numel(), []
             if moved:
                 found = (row.unique().tolist() for row in moved[i].reshape(n, -1))
                 marks = [[known[v] for v in values if v in known] for values in found]
             if not any(marks):
-                by_row = all(len(t.marks) == n for t in given)
-                marks = (
-                    zip(*[t.marks for t in given], strict=True) if by_row else [known.values()] * n
-                )
+                marks = [known.values()] * n
+                if all(len(t.marks) == n for t in given):
+                    marks = zip(*[t.marks for t in given], strict=True)
             out.marks = [frozenset().union(*mark) for mark in marks]
             if out.numel() == 1 and out.is_floating_point():
                 sources = frozenset().union(*out.marks)
@@ -1178,9 +1123,9 @@ class _Training(TorchFunctionMode):
         given = args[0].detach().cpu().float().flatten(1)
         images = output.flatten(1) if name == "G" else given
         if images.shape[1] != self.images.shape[1]:
-            raise _Wrong(f"{name} is given no images, but shape {_shape(args[0])}.")
+            raise _Wrong(f"{name} is given no images, but shape {tuple(args[0].shape)}.")
         marks = getattr(args[0], "marks", [frozenset()] * len(given))
-        call = _Call(name, module.training, given, frozenset().union(*marks), [], output)
+        call = _Call(name, module.training, given, frozenset().union(*marks), output)
         if name == "G":
             if call.training and len(given) > 1 and torch.equal(given[0], given[1]):
                 raise _Wrong(f"the latents of G's training {_SAME_LATENTS}")
@@ -1189,7 +1134,7 @@ class _Training(TorchFunctionMode):
             call.kinds = self._kinds(given, marks)
             stand_in = 0.5 + 0.03 * torch.randn(output.shape, generator=self.random)
         call.output = output + (stand_in.view_as(output).to(output) - output).detach()
-        call.output.marks = [frozenset([len(self.calls)])] * _rows(output)
+        call.output.marks = [frozenset([len(self.calls)])] * output.shape[:1].numel()
         self.calls.append(call)
         self.inside = False
         return call.output
@@ -1211,14 +1156,7 @@ class _Training(TorchFunctionMode):
 
     # What steps do
 
-    def _backward(
-        self,
-        run: Callable[..., None],
-        tensors: Any,
-        grad_tensors: Any = None,
-        *args: Any,
-        **options: Any,
-    ) -> None:
+    def _backward(self, run: Any, tensors: Any, grad_tensors: Any = None, *args: Any, **kw: Any):
         """Run a backward pass; note which way it pushes D's answers."""
         watched = [*self.probes.values(), *(call.output for call in self.calls)]
         watched = [t for t in watched if t.requires_grad]
@@ -1244,7 +1182,7 @@ class _Training(TorchFunctionMode):
                 self.summed[name].clear()
             if id(probe) in gradients:
                 self.summed[name].append(this)
-        run(tensors, grad_tensors, *args, **options)
+        run(tensors, grad_tensors, *args, **kw)
 
     def _owner(self, optimizer: torch.optim.Optimizer) -> str:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -1261,37 +1199,33 @@ class _Training(TorchFunctionMode):
         owner = self._owner(optimizer)
         if not owner:
             return
-        self.before = {n: [p.detach().clone() for p in ps] for n, ps in self.parameters.items()}
-        fresh, gradient = self._fresh(owner), self.probes[owner].grad
-        if gradient is None or not gradient.any() or not fresh:
+        fresh, probe = self._fresh(owner), self.probes[owner]
+        if probe.grad is None or not probe.grad.any() or not fresh:
             raise self._no_gradient(owner)
+        self.before = probe.detach().clone()
+        for call in set().union(*(p.calls for p in fresh)):
+            call.owners.add(owner)
         piled_up = len(fresh) < len(self.summed[owner])
         self.steps[owner].append(_Step(optimizer, self.n_batches, fresh, piled_up))
-        self.inside = True
 
     def _no_gradient(self, owner: str) -> _Wrong:
         """Say why there is no gradient for a step."""
         other = {"D": "G", "G": "D"}[owner]
         pushes = set().union(*(p.pushes for p in self._fresh(other)))
-        loss, own = f"{owner.lower()}_loss", f"{owner.lower()}_optimizer"
+        loss = f"{owner.lower()}_loss"
         if all(push in pushes for name, push in _WANTED if name == other):
             after = f"{other.lower()}_loss.backward() is followed by a step of {owner}"
             return _Wrong(f"the optimizers are swapped: {after}. Step that of {other}.")
+        step = f"{owner.lower()}_optimizer.step() runs, but no gradient of {loss}"
         through = "D's answers." if owner == "D" else "D(G(z)) without detach()."
         return _Wrong(
-            f"{own}.step() runs, but no gradient of {loss} has reached {owner}. Call "
-            f"{loss}.backward() before it, through {through}"
+            f"{step} has reached {owner}. Call {loss}.backward() before it, through {through}"
         )
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         owner = self._owner(optimizer)
-        self.inside = False
-        for name, parameters in self.parameters.items() if owner else ():
-            changed = not all(map(torch.equal, self.before[name], parameters))
-            if changed and name != owner:
-                raise _Wrong(f"{owner}'s step changes {name}. Leave {name} alone there.")
-            if not changed and name == owner:
-                raise _Wrong(f"{owner}'s step leaves all weights of {owner} as they were.")
+        if owner and torch.equal(self.before, self.probes[owner]):
+            raise _Wrong(f"{owner}'s step leaves all weights of {owner} as they were.")
 
     # The judgement
 
@@ -1343,7 +1277,7 @@ class _Training(TorchFunctionMode):
             seen = f"D sees {len(self.seen)} of the {n_images}"
             raise _Wrong(f"it does not train on all images: {seen}. Loop over the whole loader.")
         for call in self.calls:
-            if self._owners(call) and not call.training:
+            if call.owners and not call.training:
                 name = call.network
                 raise _Wrong(f"{name} trains in eval mode. Call {name}.train() after the samples.")
         for name, steps in self.steps.items():
@@ -1355,20 +1289,12 @@ class _Training(TorchFunctionMode):
         if n_G <= 2 and n_D >= 4 * n_G:
             raise _Wrong(f"G is trained once an epoch: {n_G} steps of G for {n_D} of D.")
 
-    def _owners(self, call: _Call) -> set[str]:
-        """The networks whose steps learned from a call."""
-        return {
-            name
-            for name, steps in self.steps.items()
-            if any(call in p.calls for s in steps for p in s.passes)
-        }
-
     def _check_latents(self) -> None:
         for name, use in (("D", "D's generated images"), ("G", "G's training")):
-            shown = [c for c in self.calls if c.network == "D" and name in self._owners(c)]
+            shown = [c for c in self.calls if c.network == "D" and name in c.owners]
             sources = set().union(*(c.sources for c in shown))
             z = [call.given for call in self._calls(sources) if call.network == "G"]
-            if len(z) > 1 and all(torch.equal(z[0], other) for other in z):
+            if len(z) > 1 and len(torch.cat(z).unique(dim=0)) <= len(z[0]):
                 raise _Wrong(f"the latents of {use} {_SAME_LATENTS}")
         train, fixed = (
             [c.given for c in self.calls if c.network == "G" and c.training is mode]
@@ -1376,10 +1302,10 @@ class _Training(TorchFunctionMode):
         )
         if not fixed:
             raise _Wrong("the fixed samples are not drawn in eval mode. Call G.eval() before.")
-        if all(len(z) > 1 and torch.equal(z, z[:1].expand_as(z)) for z in fixed):
+        n_latents, n_different = len(torch.cat(fixed)), len(torch.cat(fixed).unique(dim=0))
+        if n_different == 1 < len(fixed[0]):
             raise _Wrong("the fixed latents of the samples are all the same. Draw fixed_z like z.")
-        repeated = any(torch.equal(a, b) for i, a in enumerate(fixed) for b in fixed[:i])
-        if len(fixed) > 1 and not repeated:
+        if n_different == n_latents > len(fixed[0]):
             raise _Wrong("the samples of each epoch come from other latents. Draw fixed_z once.")
         a, b = (torch.cat([z.flatten() for z in group]) for group in (train, fixed))
         ratio = float(a.std() / b.std().clamp(min=1e-6))
@@ -1407,7 +1333,7 @@ class _Training(TorchFunctionMode):
             indices = same.nonzero()[:, 1].tolist() if same.any(1).all() else []
             found = [self.scalars[i] for i in indices]
             calls = self._calls(set().union(*(mark for _, mark, _ in found)))
-            owners.append({o for c in calls if c.network == "D" for o in self._owners(c)})
+            owners.append({o for c in calls if c.network == "D" for o in c.owners})
             first = min([first, *(batch for *_, batch in found)])
         if owners == [{"G"}, {"D"}]:
             raise _Wrong(f"the losses are recorded in the wrong order, as (g_loss, d_loss). {hint}")
@@ -1418,12 +1344,6 @@ class _Training(TorchFunctionMode):
             return  # averages, perhaps
         if first > self.expected // 2 and (len(pairs) > 1 or first == self.expected):
             raise _Wrong("the losses of the first epoch are lost. Put losses = [] before loops.")
-
-
-def _stand_in_images(n: int) -> Tensor:
-    """Random chequers, left-right symmetric so that a flip does not hide them; (n, 3, 32, 32)."""
-    left = torch.rand(n, 3, 4, 2).round() * 0.8 + torch.rand(n, 3, 4, 2) * 0.2
-    return torch.cat([left, left.flip(3)], 3).repeat_interleave(8, 2).repeat_interleave(8, 3)
 
 
 @functools.cache
@@ -1511,7 +1431,7 @@ def test_train(train: Callable[..., Any]) -> None:
     own = names.get("D")
     if isinstance(own, nn.Module) and any(True for _ in own.parameters()):
         D, G = D.to(_device(own)), G.to(_device(own))
-    images, batch_size = _stand_in_images(32), 4
+    images, batch_size = _chequers(32), 4
     training = _Training(D, G, width, images, 2 * len(images) // batch_size)
     dataset = TensorDataset(images, torch.arange(len(images)))
     loader = DataLoader(dataset, batch_size, shuffle=True, collate_fn=training.collate)
@@ -1546,9 +1466,9 @@ def _arguments(train: Callable[..., Any], known: dict[str, Any]) -> dict[str, An
     chosen = {"D", "G", "n_epochs", "print_every"}
     for name, p in parameters.items():
         if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            chosen.add(name)
             if name not in known:
                 raise _Wrong(f"it has an unknown argument {name}. Use train(D, G, n_epochs).")
-            chosen.add(name)
     return {name: known[name] for name in parameters if name in chosen & known.keys()}
 
 
@@ -1831,13 +1751,12 @@ def _grade_all(
                 running[child] = path, results, time.monotonic() + seconds
             ended = wait([child.sentinel for child in running], timeout=0.1)
             for child, (path, results, deadline) in list(running.items()):
-                why = f"not done after {seconds:g} s: it hangs or is slow (see --seconds)."
                 if child.sentinel in ended or time.monotonic() > deadline:
                     del running[child]
                     _end(child)
-                    if child.sentinel in ended:
-                        code = child.exitcode
-                        why = f"there is no verdict: the process ended, exit code {code}."
+                    why = f"there is no verdict: the process ended, exit code {child.exitcode}."
+                    if child.sentinel not in ended:
+                        why = f"not done after {seconds:g} s: it hangs or is slow (see --seconds)."
                     yield path, _received(results, why)
 
 
