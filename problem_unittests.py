@@ -162,8 +162,9 @@ def _describe(error: BaseException) -> str:
     return f"the code stopped with {type(error).__name__}: {text}".rstrip(": ") + place
 
 
-def _rubric_test(name: str, call: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Report and record the outcome of a test of ``name``; ``call`` says what this must do."""
+def _rubric_test(call: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Report and record the outcome of a test; ``call`` has the name of a part, and its task."""
+    name = call.split("(")[0].strip()
 
     def decorate(test: Callable[..., None]) -> Callable[..., None]:
         __all__.append(test.__name__)
@@ -256,10 +257,7 @@ def _write_pictures(folder: Path, n: int) -> Tensor:
     return pictures
 
 
-@_rubric_test(
-    "get_dataloader",
-    "get_dataloader(batch_size, image_size, data_dir) to load the images below data_dir",
-)
+@_rubric_test("get_dataloader(batch_size, image_size, data_dir) to load the images below data_dir")
 def test_get_dataloader(get_dataloader: Callable[..., Any]) -> None:
     """Images of a folder come shuffled, in batches, resized, in [0, 1], each once an epoch."""
     n, folder = 24, "some_faces-7"
@@ -315,7 +313,7 @@ def _check_batch(batch: Any, batch_size: int, size: int, pictures: Tensor) -> li
     return shown.tolist()
 
 
-@_rubric_test("scale", "scale(x) to take a tensor of any shape")
+@_rubric_test("scale(x) to take a tensor of any shape")
 def test_scale(scale: Callable[..., Tensor]) -> None:
     """Values go linearly from [0, 1] to [-1, 1], whatever the range of the images at hand."""
     hint = "Use x * (max - min) + min, with min, max = feature_range."
@@ -329,7 +327,7 @@ def test_scale(scale: Callable[..., Tensor]) -> None:
             raise _Wrong("it changes x in place. Expected a new tensor. Avoid x *= 2, x.mul_(2).")
         if scaled.shape != x.shape:
             raise _Wrong(
-                f"the shape changes. Expected {tuple(x.shape)}, got {tuple(scaled.shape)}. {hint}"
+                f"the shape changes from {tuple(x.shape)} to {tuple(scaled.shape)}. {hint}"
             )
         if scaled.dtype != x.dtype:
             raise _Wrong(f"the type of numbers changes. Expected {x.dtype}, got {scaled.dtype}.")
@@ -355,10 +353,7 @@ _NOT_LAST = re.compile("norm$|elu|glu|sig|tanh|soft|silu|mish|swish|threshold|sh
 _LAYERS = ("conv2d", "conv_transpose2d", "linear")
 _PRODUCTS = {"einsum", "matmul", "__matmul__", "mm", "addmm", "bmm", "tensordot", "inner"}
 _PASSES_ON = re.compile("Norm|Dropout|Upsample|AvgPool|PadNd|View")  # nodes of a graph
-_NO_LOGIT = (
-    "the output must be a logit, with no sigmoid or other activation or batch norm at the end. "
-    "Return the last layer's output: nn.BCEWithLogitsLoss applies the sigmoid."
-)
+_NO_LOGIT = "the output must be a logit, with no sigmoid or other activation or norm at the end."
 _CUTS_OFF = re.compile("clamp|clip|hardtanh")
 
 
@@ -372,9 +367,7 @@ class _Calls(TorchFunctionMode):
         self.after_last: list[str] = []  # the calls that follow the last layer
         self.drops = False  # whether dropout is on
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
         self.names.append(name)
         self.after_last.append(name)
@@ -564,9 +557,7 @@ def _check_logit(after_last: list[str], names: dict[str, Any]) -> bool:
     return not endings
 
 
-@_rubric_test(
-    "Discriminator", "Discriminator(conv_dim) to take images (N, 3, 32, 32), for any conv_dim and N"
-)
+@_rubric_test("Discriminator(conv_dim) to take images (N, 3, 32, 32), for any conv_dim and N")
 def test_discriminator(Discriminator: Callable[..., nn.Module]) -> None:
     """A convolutional classifier from images (N, 3, 32, 32) in [-1, 1] to one logit each."""
     sizes = {}
@@ -594,10 +585,7 @@ def test_discriminator(Discriminator: Callable[..., nn.Module]) -> None:
         raise _Wrong("conv_dim is ignored. Make the numbers of channels multiples of it.")
 
 
-@_rubric_test(
-    "Generator",
-    "Generator(z_size, conv_dim) to take latents (N, z_size), for any z_size, conv_dim and N",
-)
+@_rubric_test("Generator(z_size, conv_dim) to take latents (N, z_size), for any sizes and N")
 def test_generator(Generator: Callable[..., nn.Module]) -> None:
     """A network from latents (N, z_size) to images (N, 3, 32, 32) in [-1, 1]."""
     sizes = {}
@@ -706,10 +694,7 @@ def _check_init(weights_init_normal: Callable[[nn.Module], Any], own: list[nn.Mo
                 raise _Wrong(f"the biases of {name} are too far from 0: {_span(layer.bias)}.")
 
 
-@_rubric_test(
-    "weights_init_normal",
-    "weights_init_normal(m) to take any layer of the networks, with or without weight and bias",
-)
+@_rubric_test("weights_init_normal(m) to take any layer, with or without weight and bias")
 def test_weights_init_normal(weights_init_normal: Callable[[nn.Module], Any]) -> None:
     """Weights of convolutional and linear layers become N(0, 0.02); nothing else turns wide.
 
@@ -749,7 +734,7 @@ def _build(build_network: Callable[..., Any], *sizes: int) -> tuple[nn.Module, n
     return D, G, sizes[2] if len(parameters) >= 3 else _first_width(G)
 
 
-@_rubric_test("build_network", "build_network(d_conv_dim, g_conv_dim, z_size) to return D, G")
+@_rubric_test("build_network(d_conv_dim, g_conv_dim, z_size) to return D, G")
 def test_build_network(build_network: Callable[..., Any]) -> None:
     """D and G, in this order, of the sizes asked for, with weights from N(0, 0.02)."""
     n, names = 4, _context(build_network)
@@ -869,7 +854,7 @@ def _check_loss(loss: Callable[..., Tensor], low: float, high: float, **options:
     raise _Wrong(f"it is neither {usual}, averaged over the batch. {hint}")
 
 
-@_rubric_test("real_loss", "real_loss(D_out) to take logits (N, 1) or (N,), for any N")
+@_rubric_test("real_loss(D_out) to take logits (N, 1) or (N,), for any N")
 def test_real_loss(real_loss: Callable[..., Tensor]) -> None:
     """Cross entropy, least squares or hinge loss of D's answers for label 1, smoothed or not."""
     _check_loss(real_loss, 0.7, 1.2)
@@ -878,7 +863,7 @@ def test_real_loss(real_loss: Callable[..., Tensor]) -> None:
         _check_loss(real_loss, 0.7, 1.2, smooth=True)
 
 
-@_rubric_test("fake_loss", "fake_loss(D_out) to take logits (N, 1) or (N,), for any N")
+@_rubric_test("fake_loss(D_out) to take logits (N, 1) or (N,), for any N")
 def test_fake_loss(fake_loss: Callable[..., Tensor]) -> None:
     """Cross entropy, least squares or hinge loss of D's answers for label 0, smoothed or not."""
     _check_loss(fake_loss, 0.0, 0.3)
@@ -887,7 +872,7 @@ def test_fake_loss(fake_loss: Callable[..., Tensor]) -> None:
 # --------------------------------------------------------------------- optimizers, training
 
 
-@_rubric_test("optimizers", "two optimizers and the networks D and G")
+@_rubric_test("optimizers (two of them), and the networks D and G")
 def test_optimizers(
     d_optimizer: torch.optim.Optimizer,
     g_optimizer: torch.optim.Optimizer,
@@ -1051,9 +1036,7 @@ class _Training(TorchFunctionMode):
 
     # Marks
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
         func = torch.unbind if name == "__iter__" else func
         result = func(*args, **kwargs)
@@ -1160,9 +1143,7 @@ class _Training(TorchFunctionMode):
         """Run a backward pass; note which way it pushes D's answers."""
         watched = [*self.probes.values(), *(call.output for call in self.calls)]
         watched = [t for t in watched if t.requires_grad]
-        found = torch.autograd.grad(
-            tensors, watched, grad_tensors, retain_graph=True, allow_unused=True
-        )
+        found = torch.autograd.grad(tensors, watched, grad_tensors, True, allow_unused=True)
         gradients = {id(t): g for t, g in zip(watched, found, strict=True) if g is not None}
         this = _Pass({call for call in self.calls if id(call.output) in gradients})
         for call in this.calls:
@@ -1376,10 +1357,8 @@ class _StandIns:
     def __init__(self, D: nn.Module, G: nn.Module, loader: DataLoader) -> None:
         self.networks = {"D": D, "G": G}
         self.loader = loader
-        self.optimizers = {
-            name: torch.optim.Adam(network.parameters(), 1e-3, (0.5, 0.999))
-            for name, network in self.networks.items()
-        }
+        adam = functools.partial(torch.optim.Adam, lr=1e-3, betas=(0.5, 0.999))
+        self.optimizers = {name: adam(net.parameters()) for name, net in self.networks.items()}
 
     def of(self, name: str, value: Any = None) -> Any:
         """The stand-in of a global variable, or of one that is not defined yet: None if unknown."""
@@ -1410,9 +1389,7 @@ class _StandIns:
         return changed
 
 
-@_rubric_test(
-    "train", "train(D, G, n_epochs) to run with the notebook's functions and global variables"
-)
+@_rubric_test("train(D, G, n_epochs) to run with the notebook's functions and global variables")
 def test_train(train: Callable[..., Any]) -> None:
     """Two epochs on small networks: each step trains its own network, the right way.
 
