@@ -248,7 +248,9 @@ def test_what_is_not_there_is_not_found(tmp_path, here, capsys):
     part = CLASSIC[: CLASSIC.index("class Discriminator")]
     assert rubric.main([str(write_notebook(tmp_path / "part.ipynb", [part]))]) == 1
     out = capsys.readouterr().out
-    assert "generator            NOT FOUND  the notebook does not define Generator." in out
+    assert (
+        "generator            NOT FOUND  Generator: the notebook does not define Generator." in out
+    )
     assert out.endswith("\n1 graded: 2 PASSED, 8 NOT FOUND\n")
 
 
