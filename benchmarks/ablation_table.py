@@ -39,6 +39,11 @@ Row = dict[str, Any]
 Table = dict[str, list[Row]]
 
 
+def as_texts(figures: Row) -> Row:
+    """Numbers as a CSV has them."""
+    return {n: f"{v:.4g}" if isinstance(v, float) else v for n, v in figures.items()}
+
+
 def add_row(path: Path, row: Row, columns: list[str] = COLUMNS) -> None:
     """Append a row to the CSV; one that is new or has other columns is written anew before."""
     rows = read_rows(path)

@@ -46,7 +46,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 import yaml
-from torchvision.transforms import v2
 
 import helpers
 from benchmarks.ablation_table import (
@@ -55,12 +54,13 @@ from benchmarks.ablation_table import (
     REAL,
     Row,
     add_row,
+    as_texts,
     publish,
     read_rows,
     tables_of,
     write_rows,
 )
-from benchmarks.features import FeatureJudge, generator_itself, is_installed
+from benchmarks.features import FeatureJudge, generator_itself, is_installed, real_images
 from benchmarks.machine import hardware
 from faces.files import HERE, NOTEBOOK
 from faces.ideas import IDEAS, idea_code
@@ -225,18 +225,14 @@ class Measures:
     """Measures runs at 32x32 pixels against one set of real faces."""
 
     def __init__(self, data_dir: Path, max_images: int | None, seed: int) -> None:
-        resize = v2.Compose([v2.Resize(32), v2.CenterCrop(32)])
-        parts = {}
-        for part in ("training", "held-out"):
-            paths = helpers.find_images(data_dir, max_images, seed, part)
-            parts[part] = helpers.load_images(paths, resize, data_dir)
-        self.content = helpers.content_of(parts["training"])
-        self.n_images = len(parts["training"])
-        self.judge = helpers.Judge(parts["training"], parts["held-out"])
-        self.shares = helpers.typology_shares(parts["training"])
+        training, held_out = real_images(data_dir, 32, max_images, seed)
+        self.content = helpers.content_of(training)
+        self.n_images = len(training)
+        self.judge = helpers.Judge(training, held_out)
+        self.shares = helpers.typology_shares(training)
         floor = self.judge.floor_of(5 * self.judge.size)
-        self.real = {**floor, **self._lightness(parts["held-out"])}
-        self.features = FeatureJudge(*parts.values()) if is_installed() else None
+        self.real = {**floor, **self._lightness(held_out)}
+        self.features = FeatureJudge(training, held_out) if is_installed() else None
         self.real |= self._means(self.features.real) if self.features else {}
 
     def __call__(self, results: Path) -> dict[str, float]:
@@ -305,11 +301,6 @@ def folder_of(key: tuple[str, str, str], work_dir: Path) -> Path:
     """Where a row is run, by its text, its settings and its images."""
     digest = hashlib.sha256("".join(key).encode()).hexdigest()[:8]
     return work_dir / f"{re.sub(r'[^0-9a-zA-Z.]+', '-', key[0])}-{digest}"
-
-
-def as_texts(figures: Row) -> Row:
-    """Numbers as the CSV has them."""
-    return {n: f"{v:.4g}" if isinstance(v, float) else v for n, v in figures.items()}
 
 
 def complete(options: argparse.Namespace) -> None:

@@ -27,11 +27,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
-from torchvision.transforms import v2
 
 import helpers
-from benchmarks.ablation_table import Row, write_rows
-from benchmarks.features import features_of, files_at, frechet_distance, is_installed
+from benchmarks.ablation_table import Row, as_texts, write_rows
+from benchmarks.features import (
+    features_of,
+    files_at,
+    frechet_distance,
+    is_installed,
+    real_images,
+)
 from faces.drawing import load_generator
 from faces.files import HERE
 from faces.skin import typology_classes
@@ -140,11 +145,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not is_installed():
         parser.error("first run: pip install --no-deps -r benchmarks/requirements.txt")
     data_dir = helpers.get_data(options.data_dir).resolve()
-    resize = v2.Compose([v2.Resize(32), v2.CenterCrop(32)])
-    training, held_out = (
-        helpers.load_images(helpers.find_images(data_dir, part=part), resize, data_dir)
-        for part in ("training", "held-out")
-    )
+    training, held_out = real_images(data_dir, 32)
     measure = Distances(held_out)
     rows = [{"way": "training photographs", "class": "all", **measure(by_class(training))}]
 
@@ -167,7 +168,7 @@ def main(arguments: list[str] | None = None) -> None:
         add_rows(f"{name}, rejected", [1] * 6, draws, measured)
     content = helpers.content_of(training)
     for row in rows:
-        row |= {c: f"{v:.4g}" for c, v in row.items() if isinstance(v, float)} | {"data": content}
+        row |= as_texts(row) | {"data": content}
         print(", ".join(f"{n} {v}" for n, v in row.items()))
     write_rows(options.csv, rows, COLUMNS)
     print(f"The rows are in {options.csv}.")

@@ -146,6 +146,25 @@ def neighbour_measures(faces: Tensor, real: Tensor) -> dict[str, float]:
     }
 
 
+def real_images(
+    data_dir: Path, size: int, max_images: int | None = None, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """The photographs to train on and the held-out ones, uint8 (n, size, size, 3) each.
+
+    Args:
+        data_dir: the folder that they lie in.
+        size: the side of the pictures.
+        max_images: size of a random subset of both together; ``None``: all.
+        seed: of the subset.
+    """
+    resize = v2.Compose([v2.Resize(size), v2.CenterCrop(size)])
+    training, held_out = (
+        helpers.load_images(helpers.find_images(data_dir, max_images, seed, part), resize, data_dir)
+        for part in ("training", "held-out")
+    )
+    return training, held_out
+
+
 class FeatureJudge:
     """Compares sets of faces with held-out ones, in the network's features.
 
@@ -265,11 +284,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not is_installed():
         parser.error("first run: pip install --no-deps -r benchmarks/requirements.txt")
     data_dir = helpers.get_data(options.data_dir).resolve()
-    resize = v2.Compose([v2.Resize(options.size), v2.CenterCrop(options.size)])
-    training, held_out = (
-        helpers.load_images(helpers.find_images(data_dir, part=part), resize, data_dir)
-        for part in ("training", "held-out")
-    )
+    training, held_out = real_images(data_dir, options.size)
     judge = FeatureJudge(training, held_out, options.n)
     about = {"size": options.size, "n": judge.n, "data": helpers.content_of(training)}
 

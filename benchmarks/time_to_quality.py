@@ -33,12 +33,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
 import helpers
-from benchmarks.ablation_table import Row, read_rows, write_rows
+from benchmarks.ablation_table import Row, as_texts, read_rows, write_rows
 from benchmarks.ablations import recipe
-from benchmarks.features import FeatureJudge, is_installed
+from benchmarks.features import FeatureJudge, is_installed, real_images
 from benchmarks.machine import hardware
 from benchmarks.throughput import Z_SIZE, Reference
 from faces.files import HERE, writing
@@ -146,11 +145,8 @@ def train_usual(
 
 def measure_with(data_dir: Path, settings: dict[str, Any]) -> tuple[Callable, int]:
     """What measures faces against held-out ones, and how many it takes."""
-    resize = v2.Compose([v2.Resize(settings["image_size"]), v2.CenterCrop(settings["image_size"])])
-    subset = settings["max_images"], settings["seed"]
-    training, held_out = (
-        helpers.load_images(helpers.find_images(data_dir, *subset, part), resize, data_dir)
-        for part in ("training", "held-out")
+    training, held_out = real_images(
+        data_dir, settings["image_size"], settings["max_images"], settings["seed"]
     )
     judge = helpers.Judge(training, held_out)
     features = FeatureJudge(training, held_out) if is_installed() else None
@@ -226,7 +222,7 @@ def main(arguments: list[str] | None = None) -> None:
     def clock_of(training: str) -> Clock:
         def add_row(row: Row) -> None:
             row = {"training": training, "hardware": hardware(device), **row}
-            rows.append({c: f"{v:.4g}" if isinstance(v, float) else v for c, v in row.items()})
+            rows.append(as_texts(row))
             write_rows(options.csv, rows, COLUMNS)
             print(", ".join(f"{n} {v}" for n, v in rows[-1].items()), file=sys.stderr, flush=True)
 
