@@ -124,13 +124,8 @@ def _sandbox() -> Iterator[None]:
         for kind in (Tensor, nn.Module) if not torch.cuda.is_available() else ():
             unmoved = mock.patch.object(kind, "cuda", lambda self, *args, **options: self)
             stack.enter_context(unmoved)
-        if sys.modules.get("IPython"):
-            from IPython.utils.capture import capture_output
-
-            stack.enter_context(capture_output())
-        else:
-            stack.enter_context(redirect_stdout(StringIO()))
-            stack.enter_context(redirect_stderr(StringIO()))
+        stack.enter_context(redirect_stdout(StringIO()))
+        stack.enter_context(redirect_stderr(StringIO()))
         if pyplot := sys.modules.get("matplotlib.pyplot"):
             figures = set(pyplot.get_fignums())
             stack.enter_context(mock.patch.object(pyplot, "show"))
@@ -1477,12 +1472,9 @@ def _cells(path: Path) -> Iterator[tuple[str, str]]:
         yield path.name, text
         return
     try:
-        notebook = json.loads(text)
-        (sheet,) = notebook.get("worksheets", [notebook])  # of a notebook before version 4
-        for number, cell in enumerate(sheet["cells"], 1):
+        for number, cell in enumerate(json.loads(text)["cells"], 1):
             if cell["cell_type"] == "code":
-                source = cell["source" if "source" in cell else "input"]
-                yield f"{path.name}, cell {number}", "".join(source)
+                yield f"{path.name}, cell {number}", "".join(cell["source"])
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"it has no cells ({type(error).__name__})") from None
 

@@ -373,9 +373,6 @@ def test_a_notebook_is_graded_without_its_training_and_data(tmp_path):
     path = write_notebook(tmp_path / "solution.ipynb", cells)
     assert outcomes(path) == ALL_PASSED
     assert not list(Path.cwd().glob("trained"))
-    old = write_notebook(tmp_path / "old.ipynb", cells)
-    nbformat.write(nbformat.convert(nbformat.read(old, as_version=4), 3), old, version=3)
-    assert outcomes(old) == ALL_PASSED
 
 
 @pytest.mark.parametrize(
