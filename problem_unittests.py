@@ -1730,11 +1730,12 @@ def _grade_all(
 
 
 def _notebooks(path: Path) -> list[Path]:
-    """A file itself; of a folder, all notebooks and scripts below it but this one."""
+    """A file itself; of a folder, the notebooks below it, and scripts that define a part."""
     if not path.is_dir():
         return [path] if path.exists() else []
-    inside = [p for p in path.rglob("[!.]*") if p.suffix in (".ipynb", ".py")]
-    return sorted(p for p in inside if p.name != Path(__file__).name and "/." not in p.as_posix())
+    part = re.compile(rf"^(def|class) ({'|'.join(_names_wanted())})\b", re.MULTILINE)
+    scripts = (p for p in path.rglob("[!.]*.py") if part.search(p.read_text("utf-8", "replace")))
+    return sorted(p for p in [*path.rglob("[!.]*.ipynb"), *scripts] if "/." not in p.as_posix())
 
 
 def main(arguments: list[str] | None = None) -> int:

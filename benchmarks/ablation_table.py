@@ -88,10 +88,8 @@ def publish(path: Path, readme: Path, figure: Path) -> None:
 
 
 def tables_of(rows: list[Row]) -> list[Table]:
-    """Group the runs by recipe, length, size and images; each group by rows, the closest one first.
+    """Group the runs by length, size and images; each group by rows, the closest one first.
 
-    Today's recipe comes first; rows of the one before it, whose learning rates fell, have the
-    setting "final_lr".
     What counts is the Frechet distance in features where all rows have it, else "swd". Of runs of a
     row with the same seed, made before and after a change, the last one counts.
     """
@@ -100,10 +98,10 @@ def tables_of(rows: list[Row]) -> list[Table]:
     for row in rows:
         if row["row"] != REAL:
             images = json.loads(row["settings"])["max_images"] or row["data"]
-            group = fell(row), row["epochs"], row["conv_dim"], images
+            group = row["epochs"], row["conv_dim"], images
             groups[group][row["row"], row["seed"]] = row
     tables = []
-    for _, group in sorted(groups.items(), key=lambda item: (item[0][0], -len(item[1]))):
+    for group in sorted(groups.values(), key=len, reverse=True):
         table = defaultdict(list)
         for row in group.values():
             table[row["row"]].append(row)
@@ -114,11 +112,6 @@ def tables_of(rows: list[Row]) -> list[Table]:
         closest = sorted(table, key=lambda name: statistics.mean(values_of(table[name], by)))
         tables.append({name: table[name] for name in closest})
     return tables
-
-
-def fell(row: Row) -> bool:
-    """Whether a row was made by the recipe before today's, whose learning rates fell."""
-    return "final_lr" in json.loads(row["settings"])
 
 
 def values_of(runs: list[Row], column: str) -> list[float]:
@@ -168,8 +161,7 @@ def as_text(table: Table) -> str:
                 f"must be {least_difference(table, column, 1, len(plain)):.1f} from their mean "
                 "to count."
             )
-    recipe = ", learning rates that fall to 1 %" if fell(runs[0]) else ""
-    lines = [f"### {steps:,} steps, {runs[0]['conv_dim']} channels{recipe}", "", about, ""]
+    lines = [f"### {steps:,} steps, {runs[0]['conv_dim']} channels", "", about, ""]
     lines += [f"| row | seeds | steps | {' | '.join(shown.values())} | |"]
     lines += ["|---" * (len(shown) + 4) + "|"]
     for name, runs in table.items():

@@ -1,13 +1,13 @@
 """Two ways to draw as many faces of each class of lightness: asking for a class, and rejecting.
 
-    python benchmarks/ablations.py --rows conditional plain --data-dir processed_celeba_small
     python benchmarks/classes.py --data-dir processed_celeba_small \\
-        --conditional runs/ablations/conditional-* --plain runs/ablations/plain-*
+        --conditional runs/ablations/conditional-0123abcd --plain runs/ablations/plain-4567cdef
 
-The first line trains both. A generator trained with ideas/conditional.py is asked for a class by
-its first latent number; "asked and rejected" keeps those that are of it by the typology angle.
-"rejected" draws with any number and keeps what a class is short of (``helpers.draw_balanced``), as
-can be done with the plain generator too.
+The folders are those in which benchmarks/ablations.py has trained rows "conditional" and "plain".
+A generator trained with ideas/conditional.py is asked for a class by its first latent number;
+"asked and rejected" keeps those that are of it by the typology angle. "rejected" draws with any
+number and keeps what a class is short of (``helpers.draw_balanced``), as can be done with the plain
+generator too.
 
 For each class the CSV has the share of the faces kept for it that are of it by the angle, and how
 many are drawn until one is kept; in the rows "all" the mean share, and how many are drawn for each

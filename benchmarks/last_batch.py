@@ -1,8 +1,9 @@
 """Draws what a small last batch does to the discriminator's loss, from two runs of the notebook.
 
-    papermill dlnd_face_generation.ipynb runs/a.ipynb -p output_dir runs/plain
-    papermill dlnd_face_generation.ipynb runs/b.ipynb -p output_dir runs/keep_last_batch \
-        -p idea keep_last_batch
+    mkdir -p runs
+    papermill dlnd_face_generation.ipynb runs/a.ipynb -p preset full -p output_dir runs/plain
+    papermill dlnd_face_generation.ipynb runs/b.ipynb -p preset full -p idea keep_last_batch \
+        -p output_dir runs/keep_last_batch
     python benchmarks/last_batch.py runs/plain runs/keep_last_batch
 """
 

@@ -34,7 +34,10 @@ def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:
 
 
 def read_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], str] | None:
-    """Find and read the latest checkpoint; with a hint for the messages that it is no use.
+    """Find and read the latest checkpoint.
+
+    Returns:
+        Its path, what it holds, and what messages say to do where it is no use; None without one.
 
     Raises:
         ValueError: if it is damaged or no checkpoint.
@@ -120,7 +123,7 @@ def states_of(parts: dict[str, Any]) -> dict[str, Any]:
 
 
 def set_states(parts: dict[str, Any], states: dict[str, Any]) -> None:
-    """Bring networks, optimizers, schedules and tensors to states saved on whatever device."""
+    """Bring networks, optimizers and tensors to states saved on whatever device."""
     for name, part in parts.items():
         if isinstance(part, Tensor):
             part.copy_(states[name])

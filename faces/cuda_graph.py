@@ -23,7 +23,7 @@ class RecordedStep:
         step: takes images and latents on a CUDA device and returns tensors; everything that it
             changes must be on that device.
         optimizers: those that it steps, in the state in which they go on; they are made capturable,
-            and their learning rates tensors, which schedules can change between replays.
+            and their learning rates tensors, which can be changed between replays.
 
     Raises:
         RuntimeError: (when called) if the step cannot be recorded.

@@ -27,7 +27,7 @@ class Explorer:
         self,
         draw: Callable[[Tensor], np.ndarray],
         sample_z: Callable[[int], Tensor],
-        directions: Mapping[str, np.ndarray],
+        directions: Mapping[str, np.ndarray | Tensor],
         folder: str | Path,
     ) -> None:
         self.draw, self.sample_z, self.folder = draw, sample_z, Path(folder)
@@ -85,7 +85,7 @@ class Explorer:
 def explore(
     draw: Callable[[Tensor], np.ndarray],
     sample_z: Callable[[int], Tensor],
-    directions: Mapping[str, np.ndarray],
+    directions: Mapping[str, np.ndarray | Tensor],
     folder: str | Path,
 ) -> None:
     """Show a face with controls: a slider for each direction, a seed, a walk, a button that saves.

@@ -14,8 +14,6 @@ from torchvision.transforms import v2
 
 from faces.arrays import blocks, to_uint8
 
-SET_SIZE = 1000  # pictures that are measured together, if there are as many
-
 
 class Judge:
     """Measures how close a generator's pictures are to real ones, cheaply enough for each epoch.
@@ -26,7 +24,7 @@ class Judge:
         device: where training pictures are measured; a generator's are measured where they are.
 
     Attributes:
-        size: how many pictures are compared with as many held-out ones, up to SET_SIZE.
+        size: how many pictures are compared with as many held-out ones, up to 1000.
         floor: what training pictures in the generator's place have, ``floor_of(size)``.
         noise: the standard deviation of each measure, from one set of ``size`` of them to another.
     """
@@ -37,7 +35,7 @@ class Judge:
         if len(held_out) < 2:
             raise ValueError(f"{len(held_out)} images are held out: at least 2 are needed.")
         random = np.random.default_rng(0)
-        self.size = min(SET_SIZE, len(training), len(held_out))
+        self.size = min(1000, len(training), len(held_out))
         self._training = training
         self._device = device
         self._held_out = held_out[random.permutation(len(held_out))[: 5 * self.size]]
@@ -57,8 +55,7 @@ class Judge:
             distance from a picture to its nearest training picture, in grey levels. If ``n`` is
             several times ``size``, each is the mean over sets of that size, up to five.
         """
-        size = list(self._held_out.shape[1:3])
-        images = to_uint8(v2.functional.resize(faces, size, antialias=True))
+        images = to_uint8(v2.functional.resize(faces, self._held_out.shape[1], antialias=True))
         return _means(self._sets(images, len(images), faces.device))
 
     def floor_of(self, n: int) -> dict[str, float]:
@@ -67,14 +64,9 @@ class Judge:
         They are compared with those held-out pictures that ``n`` are compared with: a distance
         depends on which these are.
         """
-        if n >= self.size and self._n_others(n) == self._n_others(self.size):
+        if n >= self.size == len(self._held_out):  # the same pictures again
             return self.floor
         return _means(self._training_sets(n))
-
-    def _n_others(self, n: int) -> int:
-        """How many held-out pictures ``n`` are compared with."""
-        size = min(n, self.size)
-        return min(min(5, n // size) * size, len(self._held_out))
 
     def _training_sets(self, n: int) -> dict[str, list[float]]:
         own = self._chosen[: 5 * min(n, self.size)]
@@ -85,7 +77,7 @@ class Judge:
     ) -> dict[str, list[float]]:
         """Measure up to five sets of pictures, beside the held-out pictures for ``n`` of them."""
         size = min(n, self.size)
-        n_others = self._n_others(n)
+        n_others = min(min(5, n // size) * size, len(self._held_out))
         sets = defaultdict(list)
         for start in range(0, min(len(images), 5 * size) - size + 1, size):
             part = images[start : start + size]
@@ -156,9 +148,8 @@ def _sorted(rows: Tensor) -> Tensor:
     """Sort each row, in place; on a processor NumPy does it four times as fast as PyTorch."""
     if rows.device.type != "cpu":
         return rows.sort(dim=1).values
-    n = torch.get_num_threads()
-    with ThreadPool(n) as pool:  # NumPy sorts without Python's lock
-        pool.map(np.ndarray.sort, np.array_split(rows.numpy(), n))
+    with ThreadPool(torch.get_num_threads()) as pool:  # NumPy sorts without Python's lock
+        pool.map(np.ndarray.sort, np.array_split(rows.numpy(), torch.get_num_threads()))
     return rows
 
 
@@ -210,11 +201,9 @@ def diversity(images: np.ndarray, device: torch.device | str = "cpu") -> float:
     from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
     pictures = _to_tensor(images, device)
-    half = len(pictures) // 2
     weights = torch.tensor([0.0448, 0.2856, 0.3001])  # the first three of five in the paper
     similarity = multiscale_structural_similarity_index_measure(
-        pictures[:half],
-        pictures[half : 2 * half],
+        *pictures[: len(pictures) // 2 * 2].chunk(2),
         sigma=0.8,  # makes a window of 7 pixels, which fits into the smallest level
         kernel_size=7,
         betas=tuple((weights / weights.sum()).tolist()),
@@ -256,7 +245,6 @@ def nearest_images(
         nearest = torch.where(values < smallest, indices + start, nearest)
         smallest = torch.minimum(values, smallest)
         start += len(block)
-    found = _to_tensor(images[nearest.cpu().numpy()], device).flatten(1)
-    exact = (flat - found).square().mean(dim=1).sqrt()  # cdist rounds
-    exact = torch.where(smallest.isinf(), math.inf, exact)
+    found = _to_tensor(images[nearest.cpu().numpy()], device).flatten(1)  # cdist rounds
+    exact = (flat - found).square().mean(dim=1).sqrt().where(smallest.isfinite(), math.inf)
     return nearest.cpu().numpy(), exact.cpu().numpy()

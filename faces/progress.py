@@ -1,4 +1,4 @@
-"""One live line that says how far a work is."""
+"""One live line that says how far a task has got."""
 
 from __future__ import annotations
 

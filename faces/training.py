@@ -34,9 +34,9 @@ class TrainingRun:
         output_dir: where the files go.
         n_epochs: number of epochs.
         print_every: number of batches from one printed line to the next.
-        parts: what the training changes, by name: networks, optimizers, schedules, tensors. They
-            are brought to the state of the checkpoint, if there is one. "G_average" is the network
-            that the files of weights are of.
+        parts: what the training changes, by name: networks, optimizers, tensors. They are
+            brought to the state of the checkpoint, if there is one. "G_average" is the network that
+            the files of weights are of.
         settings: stored with the weights, so that the network can be built again. A run goes on
             with the same ones only, but for "n_epochs", "resume" and "skip_broken".
         train: the function that trains. A run goes on with the same code only, that of all that it

@@ -58,8 +58,6 @@ def test_both_loops_are_measured(tmp_path, capsys):
     for name, operations in work.items():
         expected = 8 * 2 * operations / 1e9
         assert figures[name]["gflop_per_step"] == pytest.approx(expected, rel=1e-3), name
-    total = figures["notebook"]["gflop_per_step"] / 8 * 89_931 * 20 / 1e6
-    assert figures["budget"]["petaflop_20_epochs_of_89931_images"] == pytest.approx(total)
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,7 @@ def graded(tmp_path_factory) -> types.SimpleNamespace:
     (students / "exported.py").write_text(CLASSIC)
     (students / "torn.ipynb").write_text('{"cells": [')
     write_notebook(students / ".ipynb_checkpoints" / "exported.ipynb", ["x = 1"])
+    (students / "utils.py").write_text("def show(images):\n    pass\n")
     (students / "notes.txt").write_text("no solution")
     options = ("--gigabytes", "2", "--json", "grades.json", "--csv", "grades.csv")
     run = run_alone(folder, MODULE.name, "class", *options)

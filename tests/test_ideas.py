@@ -44,7 +44,7 @@ def test_each_idea_changes_the_training(tmp_path, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_idea_says_what_it_is_on_a_page(name):
-    assert f"`{name}`" in (HERE / "README.md").read_text(encoding="utf-8")
+    assert f"`{name}`" in (HERE / "ideas" / "README.md").read_text(encoding="utf-8")
     path = ideas.find_ideas(name)[name]
     title = file_of(name).__doc__.splitlines()[0]
     assert ": " in title and title.endswith(".") and title[0].isupper()

@@ -135,9 +135,9 @@ def test_the_judge_takes_the_mean_over_sets(real):
     assert measured["nearest"] == pytest.approx(np.mean(nearest)) and nearest[0] != nearest[1]
 
 
-def test_the_floor_is_compared_with_the_same_held_out_pictures(real, monkeypatch):
-    monkeypatch.setattr(measures, "SET_SIZE", 20)  # with more held-out pictures, as on real data
+def test_the_floor_is_compared_with_the_same_held_out_pictures(real):
     judge = helpers.Judge(real[:100], real[100:140])
+    judge.size = 20  # so that there are more held-out pictures than in one set, as on real data
     first, second = np.split(judge._held_out, 2)
 
     def measured(judge: helpers.Judge, *others: np.ndarray) -> list[float]:

@@ -113,7 +113,7 @@ def test_what_the_readme_names_is_there():
     for name in names:
         assert (files.HERE / name).exists(), name
     names = ["result.png", "training_loss.png", "progress.gif", "interpolation.png", "measures.png"]
-    names += ["generator.safetensors", "quick.png", "generator.png", "discriminator.png"]
+    names += ["generator.safetensors", "quick.png"]
     for name in (*names, "last_batch.png", "ablations.png"):
         assert (files.HERE / "assets" / name).stat().st_size > 10_000, name
     for cell in NOTEBOOK.cells:
