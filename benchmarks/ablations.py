@@ -329,7 +329,7 @@ def run_missing(options: argparse.Namespace) -> int:
     data_dir = helpers.get_data(options.data_dir).resolve()
     runs = runs_of(options)
     measures = all_measures(options, data_dir)
-    threads = max(1, (os.cpu_count() or 1) // options.jobs)
+    threads = max(1, torch.get_num_threads() // options.jobs)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     lock = threading.Lock()
     done = {(row["row"], row["settings"], row["data"]) for row in read_rows(options.csv)}
