@@ -320,7 +320,7 @@ def test_many_faces_are_drawn_in_parts(weights, monkeypatch):
 
     monkeypatch.setattr("faces.drawing.load_definitions", spying)
     faces = helpers.generate_faces(np.int64(1100), seed=0, weights=weights)
-    assert asked == [500, 500, 100] and len(np.unique(faces, axis=0)) == 1100
+    assert asked == [100] * 11 and len(np.unique(faces, axis=0)) == 1100
 
 
 # ---------------------------------------------------------------------------------- random faults
