@@ -124,8 +124,13 @@ def _sandbox() -> Iterator[None]:
         for kind in (Tensor, nn.Module) if not torch.cuda.is_available() else ():
             unmoved = mock.patch.object(kind, "cuda", lambda self, *args, **options: self)
             stack.enter_context(unmoved)
-        stack.enter_context(redirect_stdout(StringIO()))
-        stack.enter_context(redirect_stderr(StringIO()))
+        if sys.modules.get("IPython"):  # where more than text can be shown
+            from IPython.utils.capture import capture_output
+
+            stack.enter_context(capture_output())
+        else:
+            stack.enter_context(redirect_stdout(StringIO()))
+            stack.enter_context(redirect_stderr(StringIO()))
         if pyplot := sys.modules.get("matplotlib.pyplot"):
             figures = set(pyplot.get_fignums())
             stack.enter_context(mock.patch.object(pyplot, "show"))
