@@ -234,6 +234,8 @@ def test_a_run_says_what_it_does(executed):
     assert int(n) + int(n_held_out) == 27 and int(n_held_out) >= 2
     assert "Epoch [    2/    2] | d_loss: " in printed
     assert printed.count("Tests Passed") >= 10
+    (tested,) = [c for c in cells if c.source.startswith("tests.test_train(train)")]
+    assert [o.get("text") for o in tested.outputs] == ["Tests Passed\n"]  # not train's live line
     line = next(
         o.data["text/plain"]
         for c in cells
