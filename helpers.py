@@ -23,7 +23,6 @@ from faces.arrays import ImageArray, content_of, to_uint8
 # Lesson
 from faces.settings import choose_settings
 from faces.ideas import apply_idea
-from faces.notebook import load_definitions
 from faces.drawing import generate_faces
 
 # Speed
@@ -36,7 +35,7 @@ from faces.training import TrainingRun
 from faces.watching import loss_range
 
 # Measures
-from faces.measures import Judge, diversity, nearest_images, sliced_wasserstein
+from faces.measures import Judge, nearest_images
 from faces.inception import inception_distances
 from faces.skin import TYPOLOGY, balancing_weights, draw_balanced, typology_angles, typology_shares
 
@@ -48,9 +47,6 @@ from faces.explorer import explore
 from faces.pictures import image_grid, save_figure, show_animation, show_images
 from faces.diagrams import draw_game, draw_network, layer_table
 
-# Files
-from faces.files import writing
-
 __all__ = [
     "get_data",
     "find_images",
@@ -60,7 +56,6 @@ __all__ = [
     "to_uint8",
     "choose_settings",
     "apply_idea",
-    "load_definitions",
     "generate_faces",
     "Processes",
     "Speed",
@@ -68,9 +63,7 @@ __all__ = [
     "TrainingRun",
     "loss_range",
     "Judge",
-    "diversity",
     "nearest_images",
-    "sliced_wasserstein",
     "inception_distances",
     "TYPOLOGY",
     "balancing_weights",
@@ -86,5 +79,4 @@ __all__ = [
     "draw_game",
     "draw_network",
     "layer_table",
-    "writing",
 ]

@@ -96,7 +96,7 @@ def load_generator(
         change_lesson(lesson, load_ideas(idea).values())
         lesson.z_size, lesson.device = z_size, torch.device("cpu")
         _, G = lesson.build_network(8, conv_dim, z_size, image_size)
-        G.eval().load_state_dict(state)
+        G.eval().to(memory_format=torch.channels_last).load_state_dict(state)
         for name, own in G.state_dict().items():
             found = state[name]
             dtypes = (own.dtype, torch.float16) if own.is_floating_point() else (own.dtype,)

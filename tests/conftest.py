@@ -34,15 +34,15 @@ COLORS = {  # one of each class of lightness
 
 
 class Scheduling(LoadScopeScheduling):
-    """Whoever is free takes the next test; those of test_notebook.py go to one process, and first.
+    """Whoever is free takes the next test; those of each long module go to one process, and first.
 
-    They share a run of the notebook, and take longest.
+    Those of test_notebook.py share a run of the notebook, those of test_grading.py a graded class.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         """Return what a test has in common with those that must run in the same process."""
         path = nodeid.split("::")[0]
-        return path if path.endswith("test_notebook.py") else nodeid
+        return path if path.endswith(("test_notebook.py", "test_grading.py")) else nodeid
 
 
 @pytest.hookimpl(optionalhook=True)  # without pytest-xdist nobody calls it

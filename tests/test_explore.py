@@ -14,6 +14,7 @@ from PIL import Image
 import helpers
 from faces import explorer
 from faces.files import HERE
+from faces.notebook import load_definitions
 
 Z_SIZE = 12
 DIRECTION = np.arange(1, Z_SIZE + 1) / np.linalg.norm(np.arange(1, Z_SIZE + 1))
@@ -24,7 +25,7 @@ DIRECTION = np.arange(1, Z_SIZE + 1) / np.linalg.norm(np.arange(1, Z_SIZE + 1))
 
 @pytest.fixture(scope="module")
 def find_direction():
-    return helpers.load_definitions().find_direction
+    return load_definitions().find_direction
 
 
 def test_the_direction_of_a_linear_generator_is_found(find_direction):

@@ -22,6 +22,7 @@ from test_training import assert_same_run, run_script
 import helpers
 from faces import checkpoints, digests, files
 from faces.checkpoints import CHECKPOINTS
+from faces.notebook import load_definitions
 from faces.weights import read_weights, write_weights
 
 SIZES = {"z_size": "10", "g_conv_dim": "8", "image_size": "32"}
@@ -59,7 +60,7 @@ def test_a_flipped_bit_in_a_checkpoint_is_found(tmp_path):
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     """A file of a small generator's weights."""
-    _, G = helpers.load_definitions().build_network(8, 8, 10)
+    _, G = load_definitions().build_network(8, 8, 10)
     write_weights(tmp_path / "generator.safetensors", G.state_dict(), SIZES)
     return tmp_path / "generator.safetensors"
 
@@ -219,7 +220,7 @@ def lesson_with(tmp_path: Path, old: str, new: str) -> Any:
     (cell,) = [cell for cell in notebook.cells if old in cell.source]
     cell.source = cell.source.replace(old, new)
     nbformat.write(notebook, tmp_path / "lesson.ipynb")
-    return helpers.load_definitions(tmp_path / "lesson.ipynb")
+    return load_definitions(tmp_path / "lesson.ipynb")
 
 
 @pytest.mark.parametrize(
@@ -238,7 +239,7 @@ def lesson_with(tmp_path: Path, old: str, new: str) -> Any:
     ],
 )
 def test_code_is_compared_without_comments(tmp_path, old, new, changed):
-    lessons = helpers.load_definitions(), lesson_with(tmp_path, old, new)
+    lessons = load_definitions(), lesson_with(tmp_path, old, new)
     a, b = (digests.code_of(x.train, x.Discriminator) for x in lessons)
     assert a.keys() == b.keys() and len(a) > 10
     assert {name for name in a if a[name] != b[name]} == changed
@@ -264,11 +265,11 @@ def test_other_code_in_the_package_is_named_with_the_way_back(tmp_path, monkeypa
 def test_a_changed_docstring_of_an_idea_changes_nothing(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text('"""Mine."""\n\n\ndef names(lesson):\n    """One."""\n    lesson.x = 1\n')
-    before = helpers.apply_idea(str(path), helpers.load_definitions())
+    before = helpers.apply_idea(str(path), load_definitions())
     path.write_text('"""Yours."""\ndef names(lesson):\n  lesson.x = 1  # two\n')
-    assert helpers.apply_idea(str(path), helpers.load_definitions()) == before
+    assert helpers.apply_idea(str(path), load_definitions()) == before
     path.write_text('"""Mine."""\n\n\ndef names(lesson):\n    """One."""\n    lesson.x = 2\n')
-    assert helpers.apply_idea(str(path), helpers.load_definitions()) != before
+    assert helpers.apply_idea(str(path), load_definitions()) != before
 
 
 def test_code_that_is_not_whole_has_a_digest_too():
@@ -310,7 +311,7 @@ def test_a_folder_is_no_file_of_weights(tmp_path):
 
 def test_many_faces_are_drawn_in_parts(weights, monkeypatch):
     asked = []
-    load = helpers.load_definitions
+    load = load_definitions
 
     def spying() -> Any:
         lesson = load()

@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import helpers
 from faces import files
 from faces.checkpoints import CHECKPOINTS
-from faces.notebook import prepare
+from faces.files import writing
+from faces.notebook import load_definitions, prepare
 from faces.settings import RANGES
 
 # ------------------------------------------------------------------------------- weights to faces
@@ -103,7 +104,7 @@ def test_only_definitions_of_the_lesson_run(tmp_path):
         new_code_cell("built = double(start)", metadata={"tags": ["build"]}),
     ]
     nbformat.write(new_notebook(cells=cells), tmp_path / "lesson.ipynb")
-    lesson = helpers.load_definitions(tmp_path / "lesson.ipynb")
+    lesson = load_definitions(tmp_path / "lesson.ipynb")
     assert lesson.double(1) == 34 and lesson.other == 3 and lesson.math.pi > 3
     assert not {"floor", "made", "later", "sizes", "built"} & set(vars(lesson))
     assert inspect.getsource(lesson.double).startswith("def double(x):")
@@ -269,12 +270,12 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 def test_a_file_is_whole_or_not_there(tmp_path):
     path = tmp_path / "losses.csv"
     path.write_text("old")
-    with pytest.raises(OSError, match="disk is full") as caught, helpers.writing(path) as temporary:
+    with pytest.raises(OSError, match="disk is full") as caught, writing(path) as temporary:
         temporary.write_text("ne")
         raise OSError(errno.ENOSPC, "No space left on device")
     assert str(tmp_path) in str(caught.value)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-    with helpers.writing(path) as temporary:
+    with writing(path) as temporary:
         temporary.write_text("new")
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
 

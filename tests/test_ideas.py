@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 import helpers
 from faces import ideas
 from faces.files import HERE
+from faces.notebook import load_definitions
 from faces.processes import SyncBatchNorm2d
 
 NAMES = sorted(path.stem for path in ideas.IDEAS.glob("*.py"))
@@ -23,7 +24,7 @@ NAMES = sorted(path.stem for path in ideas.IDEAS.glob("*.py"))
 @pytest.fixture
 def lesson() -> types.ModuleType:
     torch.manual_seed(0)
-    return helpers.load_definitions()
+    return load_definitions()
 
 
 def file_of(name: str) -> types.ModuleType:

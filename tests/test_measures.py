@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 import helpers
 from faces import download, inception, measures
+from faces.measures import diversity, sliced_wasserstein
 
 
 def to_faces(images: np.ndarray) -> torch.Tensor:
@@ -28,22 +29,22 @@ def real() -> np.ndarray:
 
 
 def test_the_distance_of_a_set_from_itself_is_small_and_shrinks(real):
-    same = helpers.sliced_wasserstein(real[:600], real[:600])
-    halves = helpers.sliced_wasserstein(real[:600], real[600:])
-    small_halves = helpers.sliced_wasserstein(real[:60], real[600:660])
+    same = sliced_wasserstein(real[:600], real[:600])
+    halves = sliced_wasserstein(real[:600], real[600:])
+    small_halves = sliced_wasserstein(real[:60], real[600:660])
     for side in (32, 16):
         assert same[side] < halves[side] < small_halves[side]
         assert halves[side] < 40
 
 
 def test_the_distance_finds_the_level_that_differs(real):
-    floor = helpers.sliced_wasserstein(real[:600], real[600:])
+    floor = sliced_wasserstein(real[:600], real[600:])
     noise = np.random.default_rng(2).normal(0, 16, real[:600].shape)
     noisy = (real[:600] + noise).clip(0, 255).astype(np.uint8)
     blurred = torch.from_numpy(real[:600]).permute(0, 3, 1, 2).float()
     blurred = nn.functional.avg_pool2d(blurred, 3, 1, 1).permute(0, 2, 3, 1).to(torch.uint8)
     for other in (noisy, blurred.numpy()):
-        distances = helpers.sliced_wasserstein(other, real[600:])
+        distances = sliced_wasserstein(other, real[600:])
         assert distances[32] > 2.5 * floor[32]
         assert distances[16] < distances[32]
 
@@ -54,7 +55,7 @@ def test_the_distance_of_a_known_shift(real):
     a[:200] = 100  # in each set half of the pictures are 0 and half are not
     b = a.copy()
     b[200:300] = 100  # three quarters
-    (distance,) = helpers.sliced_wasserstein(a, b).values()
+    (distance,) = sliced_wasserstein(a, b).values()
     # Scaled to mean 0 and variance 1, a is -1 or 1, half and half; b is -sqrt(3) in a quarter and
     # sqrt(1/3) in the others. All 147 values of a patch are equal, so that its projection is that
     # value times a normal number of mean 0 and variance 1: the mean of its size is sqrt(2 / pi).
@@ -64,7 +65,7 @@ def test_the_distance_of_a_known_shift(real):
 
 def test_sets_of_other_shapes_are_refused(real):
     with pytest.raises(ValueError, match="must be the same"):
-        helpers.sliced_wasserstein(real[:10], real[:9])
+        sliced_wasserstein(real[:10], real[:9])
 
 
 def test_levels_are_what_a_blur_takes_away():
@@ -88,11 +89,9 @@ def test_levels_are_what_a_blur_takes_away():
 
 
 def test_a_collapsed_generator_has_no_diversity(real):
-    assert helpers.diversity(np.repeat(real[:1], 100, axis=0)) == pytest.approx(0, abs=1e-6)
+    assert diversity(np.repeat(real[:1], 100, axis=0)) == pytest.approx(0, abs=1e-6)
     few = real[np.random.default_rng(0).integers(0, 3, 600)]  # three faces for all latents
-    assert 0.2 < helpers.diversity(real[:600]) and helpers.diversity(few) < helpers.diversity(
-        real[:600]
-    )
+    assert 0.2 < diversity(real[:600]) and diversity(few) < diversity(real[:600])
 
 
 def test_the_judge_tells_good_generators_from_bad_ones(real):
@@ -125,13 +124,13 @@ def test_the_judge_takes_the_mean_over_sets(real):
     faces = blobs(400, 32, 32, seed=9)
     sets = np.split(faces, 2)
     others = np.split(judge._held_out[:400], 2)  # each set has held-out faces of its own
-    distances = [helpers.sliced_wasserstein(a, b) for a, b in zip(sets, others, strict=True)]
+    distances = [sliced_wasserstein(a, b) for a, b in zip(sets, others, strict=True)]
     nearest = [np.median(helpers.nearest_images(part, training)[1]) for part in sets]
     measured = judge(to_faces(faces))
     for side in (32, 16):
         assert measured[f"swd_{side}"] == pytest.approx(np.mean([d[side] for d in distances]))
     assert measured["swd"] == pytest.approx(np.mean([list(d.values()) for d in distances]))
-    assert measured["diversity"] == pytest.approx(np.mean([helpers.diversity(p) for p in sets]))
+    assert measured["diversity"] == pytest.approx(np.mean([diversity(p) for p in sets]))
     assert measured["nearest"] == pytest.approx(np.mean(nearest)) and nearest[0] != nearest[1]
 
 
@@ -142,7 +141,7 @@ def test_the_floor_is_compared_with_the_same_held_out_pictures(real):
 
     def measured(judge: helpers.Judge, *others: np.ndarray) -> list[float]:
         sets = zip(np.split(real[judge._chosen], 5), others, strict=True)
-        return [np.mean(list(helpers.sliced_wasserstein(*pair).values())) for pair in sets]
+        return [np.mean(list(sliced_wasserstein(*pair).values())) for pair in sets]
 
     one, several = (
         measured(judge, *[first] * 5),
@@ -160,8 +159,8 @@ def test_the_floor_is_compared_with_the_same_held_out_pictures(real):
 @pytest.mark.parametrize(
     "measure",
     [
-        lambda images, device: helpers.sliced_wasserstein(images, images, device=device),
-        lambda images, device: helpers.diversity(images, device),
+        lambda images, device: sliced_wasserstein(images, images, device=device),
+        lambda images, device: diversity(images, device),
         lambda images, device: helpers.nearest_images(images, images, np.arange(8), device),
     ],
     ids=["sliced_wasserstein", "diversity", "nearest_images"],

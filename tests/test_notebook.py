@@ -22,6 +22,7 @@ from torch import nn
 
 import helpers
 from faces import files
+from faces.notebook import load_definitions
 from faces.settings import RANGES
 
 NOTEBOOK = nbformat.read(files.NOTEBOOK, as_version=4)
@@ -91,7 +92,7 @@ def test_every_section_begins_with_text_and_cells_are_short():
     assert max(map(len, lines)) <= 30 and sum(map(len, lines)) <= 400
     words = [c.source.split() for c in NOTEBOOK.cells if c.cell_type == "markdown"]
     assert sum(map(len, words)) <= 3200
-    train = inspect.getsource(helpers.load_definitions().train)
+    train = inspect.getsource(load_definitions().train)
     assert len([line for line in train.splitlines() if line.strip()]) <= 25
 
 
@@ -126,7 +127,7 @@ def test_what_the_readme_names_is_there():
 
 @pytest.mark.parametrize("image_size", [32, 48, 64, 112])
 def test_the_networks_take_any_multiple_of_16(image_size):
-    lesson = helpers.load_definitions()
+    lesson = load_definitions()
     D, G = lesson.build_network(8, 4, 10, image_size=image_size)
     images = G(torch.rand(3, 10))
     assert images.shape == (3, 3, image_size, image_size) and D(images).shape == (3, 1)
@@ -309,7 +310,7 @@ def test_the_exported_script_runs_in_one_process_and_in_two(executed):
 def test_a_wrong_setting_is_named_before_the_data_are_read(tmp_path, settings, message):
     tags = [cell.metadata.get("tags", []) for cell in CODE]
     first, *others = CODE[tags.index(["parameters"]) : tags.index(["real-photos"])]
-    lesson = helpers.load_definitions()
+    lesson = load_definitions()
     exec(first.source, vars(lesson))
     vars(lesson).update(TINY | dict(output_dir=str(tmp_path / "out")) | settings)
     with pytest.raises((OSError, ValueError), match=message):

@@ -22,6 +22,7 @@ import helpers
 import problem_unittests
 from faces import cuda_graph
 from faces.files import HERE
+from faces.notebook import load_definitions
 from faces.speed import multiply_patches
 
 SCRIPT = Path(__file__).with_name("small_training.py")
@@ -50,7 +51,7 @@ def assert_same_run(folder: Path, whole: Path) -> None:
 
 @pytest.mark.parametrize("image_size", [32, 48, 64])
 def test_sped_up_networks_compute_the_same(image_size):
-    lesson = helpers.load_definitions()
+    lesson = load_definitions()
     torch.manual_seed(0)
     plain = lesson.build_network(16, 16, 10, image_size)
     fast = lesson.build_network(16, 16, 10, image_size)
@@ -389,7 +390,7 @@ def test_a_batch_larger_than_the_data_is_named(tmp_path):
     ],
 )
 def test_a_training_that_fails_is_reported(tmp_path, capsys, d_loss, idea, spread, expected):
-    lesson = helpers.load_definitions()
+    lesson = load_definitions()
     helpers.apply_idea(idea, lesson)
     torch.manual_seed(0)
     samples = (torch.randn(16, 3, 8, 8) * spread).clamp(-1, 1)
@@ -417,7 +418,7 @@ def test_a_training_that_fails_is_reported(tmp_path, capsys, d_loss, idea, sprea
     ],
 )
 def test_the_range_of_ds_loss_is_found(idea, sure, guess):
-    lesson = helpers.load_definitions()
+    lesson = load_definitions()
     helpers.apply_idea(idea, lesson)
     state = torch.get_rng_state()
     assert helpers.loss_range(lesson.discriminator_loss) == pytest.approx((sure, guess), abs=0.005)
