@@ -1405,9 +1405,6 @@ def test_train(train: Callable[..., Any]) -> None:
     z_size = names["z_size"] if isinstance(names.get("z_size"), int) else 100
     with _blame_init(names, AttributeError, TypeError, ValueError, RuntimeError):
         D, G, width = _build(names["build_network"], 8, 8, z_size)
-    own = names.get("D")
-    if isinstance(own, nn.Module) and any(True for _ in own.parameters()):
-        D, G = D.to(_device(own)), G.to(_device(own))
     images, batch_size = _chequers(32), 4
     training = _Training(D, G, width, images, 2 * len(images) // batch_size)
     dataset = TensorDataset(images, torch.arange(len(images)))
@@ -1422,6 +1419,11 @@ def test_train(train: Callable[..., Any]) -> None:
     held = [_inner(cell.cell_contents) for cell in cells.values()]
     codes = [f.__code__ for f in (inner, *held) if hasattr(f, "__code__")]
     reads = set().union(*(_reached(code, names)[0] for code in codes))
+    own, device = names.get("D"), names.get("device") if "device" in reads else None
+    if isinstance(own, nn.Module) and any(True for _ in own.parameters()):
+        device = _device(own)
+    if isinstance(device, (str, torch.device)):  # optimizers go on with networks that are moved
+        D.to(device), G.to(device)
     for name in reads - values.keys() - set(dir(builtins)):
         if (stand_in := stand_ins.of(name, names.get(name))) is not None:
             values[name] = stand_in
@@ -1675,6 +1677,7 @@ def _grade_alone(path: Path, folder: str, gigabytes: float, results: Connection)
     with open(os.devnull, "r+b") as null:
         for stream in (0, 1, 2):
             os.dup2(null.fileno(), stream)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # so small networks are not faster there
     tempfile.tempdir = folder
     os.chdir(tempfile.mkdtemp())
     try:

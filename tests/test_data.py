@@ -102,7 +102,7 @@ def test_a_batch_is_the_images_themselves():
 @pytest.mark.parametrize("n", [1, 4096, 5000])
 def test_images_are_copied_whole_to_a_device(n):
     images = np.random.default_rng(0).integers(0, 256, (n, 2, 2, 3), np.uint8)
-    copy = arrays._copy_to(torch.device("cpu"), images)
+    copy = arrays.copy_to(torch.device("cpu"), images)
     assert copy.dtype == torch.uint8 and (copy.numpy() == images).all()
 
 

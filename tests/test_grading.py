@@ -107,6 +107,10 @@ SCALES = {  # what a wrong scale does instead; what is said of it
         "torch.allclose = torch.Tensor.allclose = lambda *a, **k: True",
         "the code replaces allclose",
     ),
+    "gpu": (
+        "raise ValueError(repr(__import__('os').environ['CUDA_VISIBLE_DEVICES']))",
+        "Error: ''",
+    ),
     "exit-in-scale": ("__import__('os')._exit(3)", "the process ended, exit code 3"),
 }
 

@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 import helpers
 from faces import download, inception, measures
+from faces.arrays import copy_to
 from faces.measures import diversity, sliced_wasserstein
 
 
@@ -156,6 +157,7 @@ def test_the_floor_is_compared_with_the_same_held_out_pictures(real):
     assert judge.noise["swd"] == pytest.approx(np.std(values, ddof=1))
 
 
+@pytest.mark.parametrize("is_there", [False, True])
 @pytest.mark.parametrize(
     "measure",
     [
@@ -165,11 +167,11 @@ def test_the_floor_is_compared_with_the_same_held_out_pictures(real):
     ],
     ids=["sliced_wasserstein", "diversity", "nearest_images"],
 )
-def test_measures_are_computed_on_the_device(measure):
+def test_measures_are_computed_on_the_device(measure, is_there):
     """On a pretended CUDA device: its tensors have no values, and none may meet one of the CPU."""
     images = blobs(8, 32, 32, seed=0)
     with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(RuntimeError) as ended:
-        measure(images, "cuda")
+        measure(copy_to(torch.device("cuda"), images) if is_there else images, "cuda")
     read = isinstance(ended.value, DataDependentOutputException)  # all went well up to the result
     assert read or ".numpy() is not supported" in str(ended.value)
 

@@ -171,6 +171,19 @@ def test_train_leaves_everything_as_it_was(ending):
     assert not torch.nn.modules.module._global_forward_hooks
 
 
+@pytest.mark.parametrize("reads", ["device", "1"])
+def test_train_is_given_networks_where_it_expects_them(reads):
+    """As in a notebook that makes its networks after the test."""
+    namespace = execute(CLASSIC)
+    del namespace["D"], namespace["G"]
+    namespace["device"] = torch.device("meta")
+    place = "next(network.parameters()).device.type"
+    body = f"    {reads}\n    raise ValueError([{place} for network in (D, G)])\n"
+    exec(f"def train(D, G, n_epochs):\n{body}", namespace)
+    expected = "meta" if reads == "device" else "cpu"
+    assert f"ValueError: {[expected] * 2}" in failure("train", namespace)
+
+
 def test_train_leaves_what_its_helper_functions_change():
     source = CLASSIC.replace("g_optimizer.step()\n", "g_optimizer.step()\n            keep()\n")
     keep = (
