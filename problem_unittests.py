@@ -1713,7 +1713,7 @@ def _grade_all(
     paths: list[Path], seconds: float, gigabytes: float
 ) -> Iterator[tuple[Path, list[Result]]]:
     """Grade each notebook in a process of its own, on all cores; yield it when it is done."""
-    context = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     waiting, running = list(paths), {}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, ExitStack() as stack:

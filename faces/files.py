@@ -15,7 +15,7 @@ import pooch
 from filelock import FileLock, Timeout
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-HERE = Path(__file__).parents[1]
+HERE = Path(__file__).resolve().parents[1]
 NOTEBOOK = HERE / "dlnd_face_generation.ipynb"
 WEIGHTS = HERE / "assets" / "generator.safetensors"
 CACHE = pooch.os_cache("dlnd-face-generation")

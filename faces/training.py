@@ -174,7 +174,7 @@ class TrainingRun:
             place = f"in epoch {self._steps.epoch + 1}, after {self._steps.batch} of its batches"
             say(
                 f"Stopped {place}. To go on from there, run this again with resume = True and "
-                f'output_dir = "{self.output_dir}".'
+                f'output_dir = "{self.output_dir.as_posix()}".'
             )
 
 

@@ -8,7 +8,6 @@ two processes, of which one is stopped.
 
 import os
 import random
-import resource
 import shutil
 import signal
 import socket
@@ -165,6 +164,8 @@ def full_disk(folder: Path) -> None:
 
     def work() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        import resource  # not on Windows
+
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
         train(prepare(folder), 2)
 
