@@ -110,6 +110,15 @@ def _fixed_randomness(seed: int = 20181115) -> Iterator[None]:
         yield
 
 
+def _binary_cross_entropy(
+    x: Tensor, *args: Any, plain: Callable = F.binary_cross_entropy, **options: Any
+) -> Tensor:
+    """PyTorch's own; given logits on a GPU, that would be the end of all work there."""
+    if not ((x >= 0) & (x <= 1)).all():
+        raise RuntimeError("all elements of input should be between 0 and 1")
+    return plain(x, *args, **options)
+
+
 @contextmanager
 def _sandbox() -> Iterator[None]:
     """Run code in a temporary folder, unseen, seeded, not compiled; .cuda() does no harm."""
@@ -121,6 +130,7 @@ def _sandbox() -> Iterator[None]:
         torch.set_num_threads(1)  # networks this small need no more
         plain = lambda model=None, **options: plain if model is None else model  # noqa: E731
         stack.enter_context(mock.patch.object(torch, "compile", plain))
+        stack.enter_context(mock.patch.object(F, "binary_cross_entropy", _binary_cross_entropy))
         for kind in (Tensor, nn.Module) if not torch.cuda.is_available() else ():
             unmoved = mock.patch.object(kind, "cuda", lambda self, *args, **options: self)
             stack.enter_context(unmoved)
@@ -1420,10 +1430,10 @@ def test_train(train: Callable[..., Any]) -> None:
     codes = [f.__code__ for f in (inner, *held) if hasattr(f, "__code__")]
     reads = set().union(*(_reached(code, names)[0] for code in codes))
     own, device = names.get("D"), names.get("device") if "device" in reads else None
-    if isinstance(own, nn.Module) and any(True for _ in own.parameters()):
-        device = _device(own)
-    if isinstance(device, (str, torch.device)):  # optimizers go on with networks that are moved
-        D.to(device), G.to(device)
+    if not isinstance(device, (str, torch.device)):
+        is_there = isinstance(own, nn.Module) and any(True for _ in own.parameters())
+        device = _device(own) if is_there else "cpu"
+    D.to(device), G.to(device)  # the optimizers go on with them
     for name in reads - values.keys() - set(dir(builtins)):
         if (stand_in := stand_ins.of(name, names.get(name))) is not None:
             values[name] = stand_in
@@ -1713,7 +1723,8 @@ def _grade_all(
     paths: list[Path], seconds: float, gigabytes: float
 ) -> Iterator[tuple[Path, list[Result]]]:
     """Grade each notebook in a process of its own, on all cores; yield it when it is done."""
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    forks = sys.platform == "linux" and not torch.cuda.is_initialized()
+    context = multiprocessing.get_context("fork" if forks else "spawn")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     waiting, running = list(paths), {}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, ExitStack() as stack:

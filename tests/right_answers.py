@@ -504,6 +504,9 @@ def train(D, G, n_epochs, print_every=50):
     return losses
 """,
     "two steps of D for each of G, two backward passes, clipped gradients": """
+train_on_gpu = False
+
+
 def train(D, G, n_epochs, print_every=50):
     losses = []
     fixed_z = torch.randn(16, z_size)
@@ -562,6 +565,9 @@ def train(D, G, n_epochs, print_every=50):
     return losses
 """,
     "real and fake batches in separate steps of D, noisy inputs, schedulers": """
+train_on_gpu = False
+
+
 d_scheduler = optim.lr_scheduler.StepLR(d_optimizer, 1)
 history = []
 
@@ -666,6 +672,9 @@ class Discriminator(nn.Module):
         return self.fc(x.view(x.size(0), -1)).squeeze(1)
 """,
     "D takes a step every second batch, depthwise convolutions": """
+train_on_gpu = False
+
+
 class Discriminator(nn.Module):
     def __init__(self, conv_dim):
         super().__init__()

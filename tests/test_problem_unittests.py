@@ -171,11 +171,13 @@ def test_train_leaves_everything_as_it_was(ending):
     assert not torch.nn.modules.module._global_forward_hooks
 
 
+@pytest.mark.parametrize("is_built", [False, True])
 @pytest.mark.parametrize("reads", ["device", "1"])
-def test_train_is_given_networks_where_it_expects_them(reads):
-    """As in a notebook that makes its networks after the test."""
+def test_train_is_given_networks_where_it_expects_them(reads, is_built):
+    """Also in a notebook that makes its networks, or moves them, after the test."""
     namespace = execute(CLASSIC)
-    del namespace["D"], namespace["G"]
+    if not is_built:
+        del namespace["D"], namespace["G"]
     namespace["device"] = torch.device("meta")
     place = "next(network.parameters()).device.type"
     body = f"    {reads}\n    raise ValueError([{place} for network in (D, G)])\n"

@@ -745,7 +745,7 @@ WRONG_ANSWERS = [
     Wrong(
         "train",
         "d_real_loss = real_loss(D(real_images))",
-        "d_real_loss = real_loss(D(G(torch.rand(batch_size, z_size))))",
+        "d_real_loss = real_loss(D(G(torch.rand(batch_size, z_size, device=fixed_z.device))))",
         "D is never shown the loader's images",
     ),
     Wrong(
@@ -1205,7 +1205,7 @@ WRONG_ANSWERS = [
         "train",
         "            fake_images = G(z)\n            d_fake_loss",
         "            fake_images = G(torch.rand(batch_size, z_size, generator=torch.Generator("
-        ").manual_seed(1)))\n            d_fake_loss",
+        ").manual_seed(1)).to(z.device))\n            d_fake_loss",
         "the latents of D's generated images are all the same",
     ),
     Wrong(
