@@ -17,8 +17,8 @@ with its own networks. Inputs are drawn from a fixed seed; the caller's random s
 global variables are left as they were.
 
 Grading executes code of the notebook: what the rubric asks for and what that needs, no training.
-Each notebook has a process of its own, with limits of time and memory and a temporary working
-directory; one that hangs, ends its process or patches the tests has FAILED. Nothing else is
+Each notebook has a process of its own, on the CPU, with limits of time and memory and a temporary
+working directory; one that hangs, ends its process or patches the tests has FAILED. Nothing else is
 guarded (files, network, a forger who takes pains): use a container for strangers' code.
 """
 
@@ -111,12 +111,13 @@ def _fixed_randomness(seed: int = 20181115) -> Iterator[None]:
 
 
 def _binary_cross_entropy(
-    x: Tensor, *args: Any, plain: Callable = F.binary_cross_entropy, **options: Any
+    input: Tensor, target: Tensor, *args: Any, plain: Any = F.binary_cross_entropy, **options: Any
 ) -> Tensor:
-    """PyTorch's own; given logits on a GPU, that would be the end of all work there."""
-    if not ((x >= 0) & (x <= 1)).all():
-        raise RuntimeError("all elements of input should be between 0 and 1")
-    return plain(x, *args, **options)
+    """PyTorch's own; what it refuses would be the end of all work on a GPU."""
+    for name, values in (("input", input), ("target", target)):
+        if not ((values >= 0) & (values <= 1)).all():
+            raise RuntimeError(f"all elements of {name} should be between 0 and 1")
+    return plain(input, target, *args, **options)
 
 
 @contextmanager
@@ -151,7 +152,7 @@ def _sandbox() -> Iterator[None]:
 _EXPLAINED = {  # what errors of libraries say, and what is meant
     "found <class 'PIL": "images of a batch are PIL images. Add transforms.ToTensor().",
     "equal size": "images are not resized. Use transforms.Resize(image_size).",
-    "should be between 0 and 1": "BCELoss is given logits. Use BCEWithLogitsLoss.",
+    "input should be between 0 and 1": "BCELoss is given logits. Use BCEWithLogitsLoss.",
 }
 
 
@@ -1429,10 +1430,11 @@ def test_train(train: Callable[..., Any]) -> None:
     held = [_inner(cell.cell_contents) for cell in cells.values()]
     codes = [f.__code__ for f in (inner, *held) if hasattr(f, "__code__")]
     reads = set().union(*(_reached(code, names)[0] for code in codes))
-    own, device = names.get("D"), names.get("device") if "device" in reads else None
+    device = names.get("device") if "device" in reads else None
     if not isinstance(device, (str, torch.device)):
+        own = names.get("D")
         is_there = isinstance(own, nn.Module) and any(True for _ in own.parameters())
-        device = _device(own) if is_there else "cpu"
+        device = _device(own if is_there else D)
     D.to(device), G.to(device)  # the optimizers go on with them
     for name in reads - values.keys() - set(dir(builtins)):
         if (stand_in := stand_ins.of(name, names.get(name))) is not None:
@@ -1687,7 +1689,7 @@ def _grade_alone(path: Path, folder: str, gigabytes: float, results: Connection)
     with open(os.devnull, "r+b") as null:
         for stream in (0, 1, 2):
             os.dup2(null.fileno(), stream)
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # so small networks are not faster there
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # networks this small are no faster there
     tempfile.tempdir = folder
     os.chdir(tempfile.mkdtemp())
     try:

@@ -243,6 +243,7 @@ def timed(
     """Measure half an epoch, of steps with so many FLOP each, and the peak just before it."""
     torch.set_num_threads(threads_at_first())  # the notebook's loop may have used fewer
     torch.backends.cudnn.benchmark = isinstance(loop, Notebook)
+    torch.backends.cuda.matmul.allow_tf32 = True  # as in convolutions, for the peak too
     best = peak(device, dtype)
     timer = Timer(loop.loader, device)
     started = time.perf_counter()

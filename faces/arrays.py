@@ -35,8 +35,9 @@ class ImageArray(Dataset):
     def __init__(self, images: np.ndarray) -> None:
         self.images = images
         self._on_device: Tensor | None = None
-        if torch.cuda.is_available() and images.nbytes < torch.cuda.mem_get_info()[0] / 2:
-            self._on_device = copy_to(torch.device("cuda"), images)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if has_room(device, images):
+            self._on_device = copy_to(device, images)
         self._n_read = 0
 
     def __len__(self) -> int:
@@ -64,6 +65,11 @@ class ImageArray(Dataset):
     def collate(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """For ``DataLoader(collate_fn=...)``: the batch is whole already."""
         return batch
+
+
+def has_room(device: torch.device, images: np.ndarray) -> bool:
+    """Whether a CUDA device has room for twice as many bytes; no other device is asked."""
+    return device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] / 2
 
 
 def copy_to(device: torch.device, images: np.ndarray) -> Tensor:

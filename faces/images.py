@@ -128,9 +128,10 @@ def load_images(
         kept = folder.glob(f"{names}-{states}-*.npy")  # the name ends with a checksum
         path = next((path for path in kept if path.stem.endswith(_checksum(path))), None)
         if path is None:
-            for other in folder.glob(f"*{names}-*.npy"):  # of the same files before they changed,
-                with suppress(PermissionError):  # on Windows, while a kernel still has it open
-                    other.unlink(missing_ok=True)  # damaged, or of a run that was killed
+            # Of the same files before they changed, damaged, or of a run that was killed.
+            for other in folder.glob(f"*{names}-*.npy"):
+                with suppress(PermissionError):  # on Windows, while a kernel has it open
+                    other.unlink(missing_ok=True)
             path = folder / f"{names}-{states}.npy"
             with writing(path) as temporary, open(temporary, "wb") as file:
                 _write_array(file, _decoded(paths, transform, skip_broken))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
 
-from faces.arrays import Pictures, blocks, copy_to, to_uint8
+from faces.arrays import Pictures, blocks, copy_to, has_room, to_uint8
 
 
 class Judge:
@@ -37,10 +37,10 @@ class Judge:
         random = np.random.default_rng(0)
         self.size = min(1000, len(training), len(held_out))
         self._device = torch.device(device)
-        real = [training, held_out[random.permutation(len(held_out))[: 5 * self.size]]]
-        if self._device.type == "cuda":  # it keeps them, as bytes
-            real = [copy_to(self._device, pictures) for pictures in real]
-        self._training, self._held_out = real
+        real = training, held_out[random.permutation(len(held_out))[: 5 * self.size]]
+        self._training, self._held_out = (  # which stay on the device
+            copy_to(self._device, x) if has_room(self._device, x) else x for x in real
+        )
         self._chosen = random.permutation(len(training))[: 5 * self.size]
         sets = self._training_sets(self.size)
         self.floor = _means(sets)

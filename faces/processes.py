@@ -19,7 +19,7 @@ from tqdm import tqdm
 class Processes:
     """The processes that train together: one, or those that ``torchrun`` started.
 
-    With several, each sits on an accelerator of its own, or all share the CPU (on a Mac always);
+    With several, each sits on an accelerator of its own, or all share the CPU (always on a Mac);
     only the first one prints and writes: the others' standard output is dropped.
 
     Attributes:
@@ -37,7 +37,7 @@ class Processes:
             sys.stdout = open(os.devnull, "w")
         self.device = torch.device("cpu")
         kind = torch.accelerator.current_accelerator(check_available=True)
-        if kind and (self.count == 1 or kind.type != "mps"):  # several cannot talk from there
+        if kind and (self.count == 1 or kind.type != "mps"):  # that has no backend for several
             if local_rank >= torch.accelerator.device_count():
                 raise ValueError(
                     f"There are {torch.accelerator.device_count()} accelerators on this machine: "

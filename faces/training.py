@@ -123,9 +123,7 @@ class TrainingRun:
             z = share(sample_z(len(images)))
             if len(z):
                 self._n_images = len(images)
-                is_cuda = self._device.type == "cuda"  # elsewhere a copy might be used too soon
-                images = share(images).to(self._device, non_blocking=is_cuda)
-                yield images, z.to(self._device)
+                yield share(images).to(self._device), z.to(self._device)
             elif not steps.batch:
                 raise ValueError("batch_size is smaller than the number of processes: raise it.")
             if self._stop.is_due() and steps.batch < len(loader):

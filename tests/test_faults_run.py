@@ -311,10 +311,9 @@ def test_a_folder_is_no_file_of_weights(tmp_path):
 
 def test_many_faces_are_drawn_in_parts(weights, monkeypatch):
     asked = []
-    load = load_definitions
 
     def spying() -> Any:
-        lesson = load()
+        lesson = load_definitions()
         draw = lesson.sample_z
         lesson.sample_z = lambda n: asked.append(n) or draw(n)
         return lesson

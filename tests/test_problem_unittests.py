@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -169,6 +170,15 @@ def test_train_leaves_everything_as_it_was(ending):
     assert not namespace["d_optimizer"].state
     assert (os.getcwd(), plt.get_fignums(), sorted(os.listdir())) == (folder, figures, files)
     assert not torch.nn.modules.module._global_forward_hooks
+
+
+def test_what_bceloss_refuses_reaches_no_gpu():
+    plain, half = mock.Mock(), torch.tensor([0.5])
+    rubric._binary_cross_entropy(input=half, target=half, weight=None, plain=plain)
+    for pair in ((half + 1, half), (half, half - 1)):
+        with pytest.raises(RuntimeError, match="should be between 0 and 1"):
+            rubric._binary_cross_entropy(*pair, plain=plain)
+    plain.assert_called_once_with(half, half, weight=None)
 
 
 @pytest.mark.parametrize("is_built", [False, True])
