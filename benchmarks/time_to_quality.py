@@ -32,6 +32,7 @@ import faces  # noqa: F401 (before torch: how its threads wait)
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.ticker import LogFormatter
 from torch import Tensor, nn
 
 import helpers
@@ -175,6 +176,7 @@ def draw(rows: list[Row], path: Path) -> None:
         axis.set(xscale="log", yscale="log", xlabel="minutes", ylabel=MEASURES[name])
         axis.xaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter(LogFormatter())
         axis.grid(alpha=0.3)
     axes[0][0].legend()
     with writing(path) as temporary:
