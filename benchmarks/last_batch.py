@@ -1,9 +1,10 @@
 """Draws what a small last batch does to the discriminator's loss, from two runs of the notebook.
 
     mkdir -p runs
-    papermill dlnd_face_generation.ipynb runs/a.ipynb -p preset full -p output_dir runs/plain
-    papermill dlnd_face_generation.ipynb runs/b.ipynb -p preset full -p idea keep_last_batch \
-        -p output_dir runs/keep_last_batch
+    settings="-p preset full -p n_epochs 12 -p d_conv_dim 32 -p g_conv_dim 32"
+    papermill dlnd_face_generation.ipynb runs/a.ipynb $settings -p output_dir runs/plain
+    papermill dlnd_face_generation.ipynb runs/b.ipynb $settings -p output_dir runs/keep_last_batch \
+        -p idea keep_last_batch
     python benchmarks/last_batch.py runs/plain runs/keep_last_batch
 """
 
