@@ -27,7 +27,6 @@ if __name__ == "__main__":
 import helpers
 from benchmarks.machine import QuickJudge
 from faces import checkpoints, notebook
-from faces.notebook import load_definitions
 
 CPU = torch.device("cpu")
 
@@ -53,7 +52,7 @@ def prepare(
     Returns:
         The notebook's definitions, with networks and optimizers; ``train(lesson)`` trains.
     """
-    lesson = load_definitions()
+    lesson = notebook.load_definitions()
     torch.manual_seed(0)
     images = torch.rand(n_images, 4, 4, 3).repeat_interleave(8, 1).repeat_interleave(8, 2)
     dataset = helpers.ImageArray((images * 255).byte().numpy())  # (n, 32, 32, 3)
