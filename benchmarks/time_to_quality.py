@@ -110,10 +110,13 @@ def train_notebook(
     vars(lesson).update(settings, **names, celeba_train_loader=parts[0])
     update, n_steps = lesson.update_average, settings["n_epochs"] * len(parts[0])
     chosen = {max(1, round(share * n_steps)) for share in SHARES}
+    random = torch.Generator().manual_seed(1)
+    z = torch.rand(1000, settings["z_size"], generator=random).to(device) * 2 - 1
 
     def update_and_note(G_average: nn.Module, G: nn.Module, n: int) -> None:
         update(G_average, G, n)
         if n in chosen:
+            lesson.update_bn(z.split(100), G_average)  # as at the end of an epoch
             about = {"steps": n, "images": n * settings["batch_size"]}
             clock.note(G_average, settings["z_size"], **about)
 

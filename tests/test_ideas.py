@@ -430,11 +430,8 @@ def test_the_moving_average_forgets_the_first_weights(lesson, decay):
     lesson.ema_decay = decay
     for n_steps, weight in [(1, 10 / 11), (90, 10 / 100), (10**6, 1e-3)]:
         average, G = (lesson.build_network(8, 4, 10)[1] for _ in range(2))
-        G(torch.rand(8, 10))  # moves batch norm's statistics
-        old = {name: tensor.clone() for name, tensor in average.state_dict().items()}
+        old = [weights.clone() for weights in average.parameters()]
         lesson.update_average(average, G, n_steps)
         weight = weight if decay else 1.0
-        for name, new in G.state_dict().items():
-            if new.is_floating_point():
-                expected = (1 - weight) * old[name] + weight * new
-                assert torch.allclose(average.state_dict()[name], expected, atol=1e-6), name
+        for before, now, new in zip(old, average.parameters(), G.parameters(), strict=True):
+            assert torch.allclose(now, (1 - weight) * before + weight * new, atol=1e-6)
