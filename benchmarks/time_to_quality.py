@@ -73,8 +73,7 @@ class Clock:
         """Measure a generator as it is now, with a row's other figures."""
         minutes, began = self.minutes(), time.perf_counter()
         G = copy.deepcopy(G).float().eval()
-        random = torch.Generator().manual_seed(0)
-        z = torch.rand(self._n, z_size, generator=random) * 2 - 1
+        z = latents(self._n, z_size, seed=0)
         device = next(G.parameters()).device
         drawn = [helpers.to_uint8(G(part.to(device))) for part in z.split(500)]
         row = {"minutes": minutes, **about, **self._measure(np.concatenate(drawn))}
@@ -96,6 +95,11 @@ class Noticing:
                 return
 
 
+def latents(n: int, z_size: int, seed: int) -> Tensor:
+    """Draw latents (n, z_size), without touching the random numbers of the training."""
+    return torch.rand(n, z_size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
 def train_notebook(
     settings: dict[str, Any], data_dir: Path, device: torch.device, clock: Clock
 ) -> None:
@@ -110,8 +114,7 @@ def train_notebook(
     vars(lesson).update(settings, **names, celeba_train_loader=parts[0])
     update, n_steps = lesson.update_average, settings["n_epochs"] * len(parts[0])
     chosen = {max(1, round(share * n_steps)) for share in SHARES}
-    random = torch.Generator().manual_seed(1)
-    z = torch.rand(1000, settings["z_size"], generator=random).to(device) * 2 - 1
+    z = latents(1000, settings["z_size"], seed=1).to(device)
 
     def update_and_note(G_average: nn.Module, G: nn.Module, n: int) -> None:
         update(G_average, G, n)

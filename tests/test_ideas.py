@@ -435,3 +435,16 @@ def test_the_moving_average_forgets_the_first_weights(lesson, decay):
         weight = weight if decay else 1.0
         for before, now, new in zip(old, average.parameters(), G.parameters(), strict=True):
             assert torch.allclose(now, (1 - weight) * before + weight * new, atol=1e-6)
+
+
+def test_batch_norm_has_the_statistics_of_the_averaged_weights(tmp_path):
+    train(lesson := prepare(tmp_path), 2)
+    parts = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["parts"]
+    G = lesson.G.eval()
+    G.load_state_dict(parts["G_average"])
+    x = G.fc(parts["fixed_z"]).unflatten(1, G.start)
+    for block in (G.deconv1, G.deconv2, G.deconv3):
+        features = block[0](x)
+        assert torch.allclose(block[1].running_mean, features.mean((0, 2, 3)), atol=1e-3)
+        assert torch.allclose(block[1].running_var, features.var((0, 2, 3)), rtol=1e-2)
+        x = block(x)
