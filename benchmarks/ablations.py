@@ -5,15 +5,15 @@
     python benchmarks/ablations.py --rows "flips+dropout" "flips d_lr=0.0001 g_lr=0.0005"
     python benchmarks/ablations.py --table  # trains nothing: from the CSV, the table and the figure
 
-A row changes the recipe that users get, the notebook's preset "full": by ideas, as its setting
-``idea`` takes them, by settings, or by both, separated by blanks; "plain" changes nothing.
-papermill runs the notebook with it. Stage 1 is every row at 12 epochs (of 16,196 images at batch
-32, 6,072 steps), with one seed and "plain" with three; stage 2 is the better half of it, and what
-can only pay late, at 24 epochs with two seeds; stage 3 the three best of stage 2, alone and
-together, with 64 channels. The last weights are then measured on five sets of up to 1,000 faces
-against held-out ones, with the notebook's own measures at 32x32 pixels; faces of 64x64 are made
-smaller first. With the packages of benchmarks/requirements.txt they are measured in features too,
-see features.py; ``--measure`` does that for rows made without them.
+A row changes the recipe that users get, the notebook's preset "full" with equally many channels in
+both networks: by ideas, as its setting ``idea`` takes them, by settings, or by both, separated by
+blanks; "plain" changes nothing. papermill runs the notebook with it. Stage 1 is every row at 12
+epochs (of 16,196 images at batch 32, 6,072 steps), with one seed and "plain" with three; stage 2 is
+the better half of it, and what can only pay late, at 24 epochs with two seeds; stage 3 the three
+best of stage 2, alone and together, with 64 channels. The last weights are then measured on five
+sets of up to 1,000 faces against held-out ones, with the notebook's own measures at 32x32 pixels;
+faces of 64x64 are made smaller first. With the packages of benchmarks/requirements.txt they are
+measured in features too, see features.py; ``--measure`` does that for rows made without them.
 All but the columns that begin with "g_" are of the average of the generator's weights; those are of
 the generator itself.
 
@@ -121,7 +121,7 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
     add("--stage", type=int, choices=STAGES, help="rows, seeds, epochs and channels of a stage")
     add("--seeds", type=int, default=1, help="runs of each row")
     add("--epochs", type=int, default=12, help="passes over the training images")
-    add("--conv-dim", type=int, default=32, help="channels of the networks")
+    add("--conv-dim", type=int, default=32, help="channels of both networks")
     add("--max-images", type=int, default=None, help="size of a random subset")
     add("--jobs", type=int, default=1, help="runs at a time; they share the cores")
     add("--csv", type=Path, default=HERE / "assets" / "ablations.csv", help="the rows so far")

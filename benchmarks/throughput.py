@@ -7,7 +7,7 @@
 The reference is the loop of a usual solution of this project: ``ImageFolder`` with resize and
 to-tensor for each image in each epoch, no workers, float32, numpy latents, the generator run twice
 a step, and its first pass not detached from the discriminator's loss. Both loops train the same
-networks (the notebook's, ``conv_dim`` 64) on the same images in batches of the same size, epoch by
+networks (the notebook's, 64 channels) on the same images in batches of the same size, epoch by
 epoch in turn, with data and losses. Time counts from the middle of an epoch to its last step, so
 that what is done once a run or once an epoch (a GPU's recording of the step; measures, result files
 and checkpoint) is left out; "beside" is how long that took in the notebook's epoch.

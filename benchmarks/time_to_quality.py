@@ -2,11 +2,11 @@
 
     python benchmarks/time_to_quality.py --data-dir processed_celeba_small
 
-Both start with the images' files and train the notebook's networks on the same training images. The
-usual solution has the loop of throughput.py, with batches of 128 and no average; the notebook has
-all that its preset does, its decoding and the measures of each epoch too. The notebook is first: it
-is measured after ten shares of its steps, and the usual solution after the same times. The time
-that these measurements take does not count, nor do imports.
+Both start with the images' files and train on the same training images. The usual solution has the
+networks (64 channels) and the loop of throughput.py, with batches of 128 and no average; the
+notebook has all that its preset does, its decoding and the measures of each epoch too. The notebook
+is first: it is measured after ten shares of its steps, and the usual solution after the same times.
+The time that these measurements take does not count, nor do imports.
 
 Each is measured on five sets of up to 1,000 faces as in the notebook ("swd"), and in features with
 the packages of benchmarks/requirements.txt ("frechet", see features.py). The rows are written to a
