@@ -157,9 +157,9 @@ def as_text(table: Table) -> str:
         if len(plain) > 1:
             about += (
                 f" The plain recipe's {len(plain)} seeds have a {shown[column]} from "
-                f"{min(plain):.1f} to {max(plain):.1f}: by their spread, another row's one seed "
-                f"must be {least_difference(table, column, 1, len(plain)):.1f} from their mean "
-                "to count."
+                f"{min(plain):.1f} to {max(plain):.1f}: by the spread over seeds, another row's "
+                f"one seed must be {least_difference(table, column, 1, len(plain)):.1f} from their "
+                "mean to count."
             )
     lines = [f"### {steps:,} steps, {runs[0]['conv_dim']} channels", "", about, ""]
     lines += [f"| row | seeds | steps | {' | '.join(shown.values())} | |"]

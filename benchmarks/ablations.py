@@ -156,7 +156,9 @@ def rows_of(options: argparse.Namespace) -> list[str]:
     """The usual rows, or those of a later stage; none if the stage before is not in the CSV."""
     if options.stage in (None, 1):
         rows = ["plain", *NAMES, "beta1=0.9", "beta1=0.0", "ema_decay=0"]
-        return [*rows, f"d_conv_dim={max(1, options.conv_dim // 2)}", *SLOWER_D]
+        half, twice = max(1, options.conv_dim // 2), 2 * options.conv_dim
+        widths = [f"d_conv_dim={half}", f"d_conv_dim={twice}", f"g_conv_dim={twice}"]
+        return [*rows, *widths, *SLOWER_D]
     before = STAGES[options.stage - 1]
     for table in tables_of(read_rows(options.csv)):
         run = next(runs[0] for name, runs in table.items() if name != REAL)
@@ -165,11 +167,12 @@ def rows_of(options: argparse.Namespace) -> list[str]:
             if options.stage == 2:
                 half = best[: (len(best) + 1) // 2]
                 return list(dict.fromkeys(["plain", *half, *LATE]))
-            parts = [part for row in best[:3] for part in row.split()]
+            best = [row for row in best if "conv_dim" not in row][:3]  # plain has other widths now
+            parts = [part for row in best for part in row.split()]
             ideas = [idea for part in parts if "=" not in part for idea in part.split("+")]
             settings = [part for part in parts if "=" in part]
             together = " ".join(["+".join(dict.fromkeys(ideas)), *settings]).strip()
-            return list(dict.fromkeys(["plain", *best[:3], together]))
+            return list(dict.fromkeys(["plain", *best, together]))
     return []
 
 

@@ -22,10 +22,9 @@ from faces.files import HERE, writing
 
 
 def d_losses(run: Path) -> np.ndarray:
-    """D's losses in the last half of a run's epochs, (epochs, batches)."""
+    """D's losses in a run, (epochs, batches)."""
     losses = np.genfromtxt(run / "losses.csv", delimiter=",", names=True)
-    by_epoch = losses["d_loss"].reshape(int(losses["epoch"].max()), -1)
-    return by_epoch[len(by_epoch) // 2 :]
+    return losses["d_loss"].reshape(int(losses["epoch"].max()), -1)
 
 
 def around_ends(losses: np.ndarray, reach: int) -> np.ndarray:
@@ -45,9 +44,10 @@ def main(arguments: list[str] | None = None) -> None:
     for run in options.runs:
         losses = d_losses(run)
         if len(losses) < 2:
-            sys.exit(f"{run} has too few epochs: at least 3 are needed.")
-        first, others = losses[:, 0].mean(), losses[:, 1:].mean()
-        print(f"{run.name}: d_loss {first:.3f} at the first batch, {others:.3f} elsewhere")
+            sys.exit(f"{run} has too few epochs: at least 2 are needed.")
+        first, others = losses[1:, 0], losses[1:, 1:]  # each comes after the end of an epoch
+        print(f"{run.name}: d_loss {first.mean():.3f} at the first batch", end=", ")
+        print(f"{others.mean():.3f} elsewhere")
         reach = min(20, losses.shape[1])
         axis.plot(range(-reach, reach), around_ends(losses, reach), ".-", label=run.name)
     axis.axvline(-0.5, color="grey", linestyle=":")

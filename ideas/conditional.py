@@ -2,7 +2,8 @@
 
 G takes it from the first latent number: -1 is the darkest, 1 the lightest photograph, a class of
 the angle an interval as long as its share. D has it as a fourth channel (Mirza and Osindero, 2014,
-https://arxiv.org/abs/1411.1784).
+https://arxiv.org/abs/1411.1784). Ideas that look at pictures, or draw other latents, do not go
+together with it: they would take the rank for a colour, or change it.
 """
 
 import numpy as np
@@ -24,6 +25,7 @@ def networks(D: nn.Module, G: nn.Module) -> None:
     """Let D see four channels; while G trains, it says in the fourth what it was asked for."""
     D.conv1[0] = nn.Conv2d(4, D.conv1[0].out_channels, 4, stride=2, padding=1)
     nn.init.normal_(D.conv1[0].weight, std=0.02)
+    nn.init.zeros_(D.conv1[0].bias)
     D.register_forward_pre_hook(lambda D, x: x if x[0].shape[1] == 4 else ranked(*x))
     G.register_forward_hook(lambda G, z, x: append(x, z[0][:, 0]) if G.training else x)
 

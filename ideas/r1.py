@@ -1,7 +1,7 @@
 """R1: D is held to a small slope at real images, so that it cannot draw a sharp line around each.
 
 The penalty is the squared gradient of D's logit with respect to the image (Mescheder et al., 2018,
-https://arxiv.org/abs/1801.04406). Batch norm stays in D.
+https://arxiv.org/abs/1801.04406). Batch norm stays in D. No other weight of the penalty was tried.
 """
 
 from types import ModuleType

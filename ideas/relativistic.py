@@ -1,7 +1,8 @@
 """Relativistic pairing: D says of a real and a generated picture which of them is the real one.
 
-D's answer is the difference of two logits, so G has to move both: it is not enough for it to have
-each of its pictures taken for real (Jolicoeur-Martineau, 2018, https://arxiv.org/abs/1807.00734).
+The losses are of differences of two logits. So it is not enough for G to have its picture taken for
+real: D must take it for more real than a photograph (Jolicoeur-Martineau, 2018,
+https://arxiv.org/abs/1807.00734).
 """
 
 from types import ModuleType
