@@ -89,24 +89,26 @@ def test_copies_are_closer_to_training_features(monkeypatch):
 
 @pytest.fixture(scope="module")
 def faces() -> np.ndarray:
-    """Drawn from the shipped weights, uint8 (900, 32, 32, 3)."""
-    return helpers.generate_faces(900, seed=0)
+    """Drawn from the shipped weights, uint8 (1800, 32, 32, 3)."""
+    return helpers.generate_faces(1800, seed=0)
 
 
 @pytest.fixture(scope="module")
 def judge(faces) -> features.FeatureJudge:
-    """Two thirds in the place of training photographs, one in that of held-out ones."""
+    """Five sets of 300 in the place of training photographs, one in that of held-out ones."""
     return features.FeatureJudge(faces[300:], faces[:300])
 
 
-def of_one_set(judge: features.FeatureJudge, images: np.ndarray) -> dict[str, float]:
-    return {name: value for name, (value,) in judge(np.ascontiguousarray(images)).items()}
+def means(judge: features.FeatureJudge, images: np.ndarray) -> dict[str, float]:
+    """The measures' means over up to three sets."""
+    return {n: np.mean(values) for n, values in judge(np.ascontiguousarray(images)).items()}
 
 
 def over_sets(judge: features.FeatureJudge) -> tuple[dict[str, float], dict[str, float]]:
-    """The means of real faces' sets, and how far apart these are."""
+    """The means of real faces' sets, and their standard deviations from set to set."""
     values = {name: judge.real[name] for name in ablation_table.FEATURES}
-    return {n: np.mean(v) for n, v in values.items()}, {n: np.ptp(v) for n, v in values.items()}
+    deviations = {name: np.std(v, ddof=1) for name, v in values.items()}
+    return {name: np.mean(v) for name, v in values.items()}, deviations
 
 
 @needs_network
@@ -117,7 +119,7 @@ def test_mixed_and_blurred_faces_are_far_from_real_ones(faces, judge):
     x = torch.from_numpy(faces[300:600]).permute(0, 3, 1, 2).float()
     blurred = torch.nn.functional.avg_pool2d(x, 3, 1, 1).permute(0, 2, 3, 1).byte().numpy()
     for images in (mixed, blurred):
-        measured = of_one_set(judge, images)
+        measured = means(judge, images)
         for name in ("frechet", "kernel"):
             assert measured[name] > floor[name] + 5 * spread[name]
         assert measured["precision"] < floor["precision"] - 0.1
@@ -130,25 +132,22 @@ def test_a_missing_half_lowers_recall_and_coverage(faces, judge):
     seen = features.features_of(faces[300:])
     order = (seen @ torch.linalg.eigh(seen.T.cov()).eigenvectors[:, -1]).argsort()
     few = np.repeat(faces[300:330], 10, axis=0)
-    parts = [
-        faces[300:][order[:300]],
-        faces[300:][order[300:]],
-        few,
-    ]  # split where they differ most
-    halves = [of_one_set(judge, part) for part in parts]
+    parts = [faces[300:][order[:750]], faces[300:][order[750:]], few]  # halves that differ most
+    halves = [means(judge, part) for part in parts]
     for measured in halves:
         falls = {name: measured[name] / floor[name] for name in ("recall", "coverage")}
         assert max(falls.values()) < 1 and min(falls.values()) < 0.75
-        assert measured["precision"] > floor["precision"] - 0.1
         assert measured["kernel"] > floor["kernel"] + 5 * spread["kernel"]
+    precision = np.mean([measured["precision"] for measured in halves[:2]])
+    assert precision == pytest.approx(floor["precision"], abs=0.1)  # together they are all faces
     assert halves[-1]["recall"] < 0.1 and halves[-1]["coverage"] < 0.6 * floor["coverage"]
 
 
 @needs_network
 def test_copies_are_found_though_shifted_or_mirrored(faces, judge):
     training, (held_out,) = faces[300:600], judge.real["nearest"]
-    mirrored = of_one_set(judge, training[:, :, ::-1])
-    shifted = of_one_set(judge, np.roll(training, 1, axis=2))
+    mirrored = means(judge, training[:, :, ::-1])
+    shifted = means(judge, np.roll(training, 1, axis=2))
     for measured in (mirrored, shifted):
         assert measured["nearest"] < 0.9 * held_out
     pixels = [

@@ -25,6 +25,7 @@ from faces.checkpoints import CHECKPOINTS
 from faces.files import writing
 from faces.notebook import load_definitions, prepare
 from faces.settings import RANGES
+from faces.weights import read_weights
 
 # ------------------------------------------------------------------------------- weights to faces
 
@@ -79,8 +80,9 @@ def test_weights_run_no_code_outside_the_folder_of_ideas(tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     mine = tmp_path / "mine.py"
     mine.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef names(lesson):\n    pass\n")
-    state = safetensors.torch.load_file(files.WEIGHTS)
-    metadata = {"z_size": "100", "g_conv_dim": "64", "image_size": "32", "idea": idea.format(mine)}
+    state, metadata = read_weights(files.WEIGHTS)
+    metadata = {name: metadata[name] for name in ("z_size", "g_conv_dim", "image_size")}
+    metadata["idea"] = idea.format(mine)
     safetensors.torch.save_file(state, tmp_path / "weights.safetensors", metadata)
     with pytest.raises(ValueError, match="weights.safetensors.*idea"):
         helpers.generate_faces(1, seed=0, weights=tmp_path / "weights.safetensors")
