@@ -45,9 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
         losses = d_losses(run)
         if len(losses) < 2:
             sys.exit(f"{run} has too few epochs: at least 2 are needed.")
-        first, others = losses[1:, 0], losses[1:, 1:]  # each comes after the end of an epoch
-        print(f"{run.name}: d_loss {first.mean():.3f} at the first batch", end=", ")
-        print(f"{others.mean():.3f} elsewhere")
+        first, others = losses[1:, 0].mean(), losses[1:, 1:].mean()  # those after an end
+        print(f"{run.name}: d_loss {first:.3f} at the first batch, {others:.3f} elsewhere")
         reach = min(20, losses.shape[1])
         axis.plot(range(-reach, reach), around_ends(losses, reach), ".-", label=run.name)
     axis.axvline(-0.5, color="grey", linestyle=":")
