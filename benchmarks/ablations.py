@@ -5,12 +5,12 @@
     python benchmarks/ablations.py --rows "flips+dropout" "flips d_lr=0.0001 g_lr=0.0005"
     python benchmarks/ablations.py --table  # trains nothing: from the CSV, the table and the figure
 
-A row changes the recipe that users get, the notebook's preset "full" with equally many channels in
-both networks: by ideas, as its setting ``idea`` takes them, by settings, or by both, separated by
-blanks; "plain" changes nothing. papermill runs the notebook with it. Stage 1 is every row at 12
-epochs (of 16,196 images at batch 32, 6,072 steps), with one seed and "plain" with three; stage 2 is
-the better half of it, and what can only pay late, at 24 epochs with two seeds; stage 3 the three
-best of stage 2, alone and together, with 64 channels. The last weights are then measured on five
+A row is the recipe that users get, the notebook's preset "full", but with the row's ideas alone, as
+the setting ``idea`` takes them, with its settings, or with both, separated by blanks; "plain" has
+neither. papermill runs the notebook with it. Stage 1 is every row at 12 epochs (of 16,196 images at
+batch 32, 6,072 steps), with one seed and "plain" with three; stage 2 is the better half of it, and
+what can only pay late, at 24 epochs with two seeds; stage 3 the three best of stage 2, alone and
+together, with 64 channels. The last weights are then measured on five
 sets of up to 1,000 faces against held-out ones, with the notebook's own measures at 32x32 pixels;
 faces of 64x64 are made smaller first. With the packages of benchmarks/requirements.txt they are
 measured in features too, see features.py; ``--measure`` does that for rows made without them.
@@ -167,7 +167,8 @@ def rows_of(options: argparse.Namespace) -> list[str]:
             if options.stage == 2:
                 half = best[: (len(best) + 1) // 2]
                 return list(dict.fromkeys(["plain", *half, *LATE]))
-            best = [row for row in best if "conv_dim" not in row][:3]  # plain has other widths now
+            # Rows of widths are left out: they were tried against 32 channels.
+            best = [row for row in best if "conv_dim" not in row][:3]
             parts = [part for row in best for part in row.split()]
             ideas = [idea for part in parts if "=" not in part for idea in part.split("+")]
             settings = [part for part in parts if "=" in part]

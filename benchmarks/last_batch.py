@@ -2,7 +2,7 @@
 
     mkdir -p runs
     settings="-p preset full -p n_epochs 12 -p d_conv_dim 32 -p g_conv_dim 32"
-    papermill dlnd_face_generation.ipynb runs/a.ipynb $settings -p output_dir runs/plain
+    papermill dlnd_face_generation.ipynb runs/a.ipynb $settings -p output_dir runs/plain -p idea ""
     papermill dlnd_face_generation.ipynb runs/b.ipynb $settings -p output_dir runs/keep_last_batch \
         -p idea keep_last_batch
     python benchmarks/last_batch.py runs/plain runs/keep_last_batch

@@ -7,10 +7,10 @@
 The reference is the loop of a usual solution of this project: ``ImageFolder`` with resize and
 to-tensor for each image in each epoch, no workers, float32, numpy latents, the generator run twice
 a step, and its first pass not detached from the discriminator's loss. Both loops train the same
-networks (the notebook's, 64 channels) on the same images in batches of the same size, epoch by
-epoch in turn, with data and losses. Time counts from the middle of an epoch to its last step, so
-that what is done once a run or once an epoch (a GPU's recording of the step; measures, result files
-and checkpoint) is left out; "beside" is how long that took in the notebook's epoch.
+networks (the notebook's, 64 channels, with no idea) on the same images in batches of the same size,
+epoch by epoch in turn, with data and losses. Time counts from the middle of an epoch to its last
+step, so that what is done once a run or once an epoch (a GPU's recording of the step; measures,
+result files and checkpoint) is left out; "beside" is how long that took in the notebook's epoch.
 
 Read on two cores of an AMD EPYC (Zen 4) without GPU; Python 3.11.7, torch 2.14.1, torchvision
 0.29.1; 32x32, batch 128; medians of 2 epochs of 2,560 images (--images 2560 --rounds 2); it has

@@ -220,7 +220,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--figure", type=Path, default=HERE / "assets" / "time_to_quality.png")
     options = parser.parse_args(arguments)
     data_dir = helpers.get_data(options.data_dir).resolve()
-    settings = recipe(options.preset) | {"idea": ""}
+    settings = recipe(options.preset)
     given = {"n_epochs": options.epochs, "max_images": options.max_images}
     settings |= {name: value for name, value in given.items() if value is not None}
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

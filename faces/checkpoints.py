@@ -91,7 +91,7 @@ def go_on(
     saved = state["settings"]
     names = [n for n in saved | fixed if saved.get(n) != fixed.get(n)]
     if names:
-        lines = [f"  {n}: {saved.get(n)} there, {fixed.get(n)} now" for n in names]
+        lines = [f"  {n}: {saved.get(n)!r} there, {fixed.get(n)!r} now" for n in names]
         back = "Set them back"
         if any(name.startswith("the code of ") for name in names):
             back += " (undo the change of that code; comments and docstrings do not matter)"

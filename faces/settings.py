@@ -55,10 +55,10 @@ def choose_settings(
             is set, else "full" where there is an accelerator and "quick" on a CPU.
         presets: each preset's settings. Those that all presets list are taken where the given one
             is ``None``; those that only some of them list always hold.
-        given: the settings among others, and "idea", "data_dir" and "output_dir".
+        given: the settings among others, "idea" too, and "data_dir" and "output_dir".
 
     Returns:
-        All settings, in the order of ``RANGES``.
+        All settings, in the order of ``RANGES``, and "idea".
 
     Raises:
         ValueError: if there is no such preset, settings are out of their ranges, there is no such
@@ -80,14 +80,14 @@ def choose_settings(
         for name, value in presets[preset].items()
         if given[name] is None or not all(name in other for other in presets.values())
     }
-    settings = {name: given[name] for name in RANGES} | decided
+    settings = {name: given[name] for name in (*RANGES, "idea")} | decided
     wrong = [
         f"{name} is {settings[name]!r}: it must be {meaning}."
         for name, (meaning, is_right) in RANGES.items()
         if not is_right(settings[name])
     ]
     try:
-        find_ideas(given["idea"])
+        find_ideas(settings["idea"])
     except ValueError as error:
         wrong.append(str(error))
     data, output = (Path(given[n]).expanduser().resolve() for n in ("data_dir", "output_dir"))
@@ -101,5 +101,5 @@ def choose_settings(
         raise ValueError("\n".join(wrong))
     print(f"preset {preset} ({why})")
     for name, value in decided.items():
-        print(f"  {name} = {value}")
+        print(f"  {name} = {value or repr(value)}")
     return settings

@@ -393,7 +393,7 @@ def test_stages_choose_rows_seeds_and_lengths(tmp_path, capsys):
     rows += [made_row(name, swd=20 + i) for i, name in enumerate(("hinge", "residual", "balanced"))]
     late = dict(epochs=24, steps=12144)
     rows += [made_row(name, swd=20 + i, **late) for i, name in enumerate(ablations.LATE[-5:])]
-    rows += [made_row("g_conv_dim=64", swd=18, **late)]  # what plain has in stage 3
+    rows += [made_row("g_conv_dim=64", swd=18, **late)]  # left out of stage 3
     for row in rows:
         ablation_table.add_row(tmp_path / "table.csv", row)
     options = options_of("--stage", "2")

@@ -153,9 +153,9 @@ def test_the_nearest_image_is_found_with_its_distance():
 # --------------------------------------------------------------------------------------- settings
 
 PRESETS = {
-    "full": {"max_images": None, "n_epochs": 28},
-    "quick": {"max_images": 10_000, "n_epochs": 2},
-    "reference": {"max_images": None, "n_epochs": 28, "ema_decay": 0.0},
+    "full": {"idea": "r1", "max_images": None, "n_epochs": 28},
+    "quick": {"idea": "", "max_images": 10_000, "n_epochs": 2},
+    "reference": {"idea": "", "max_images": None, "n_epochs": 28, "ema_decay": 0.0},
 }
 GIVEN = dict(max_images=None, n_epochs=5, d_conv_dim=8, g_conv_dim=8, image_size=48, batch_size=2)
 GIVEN |= dict(z_size=1, d_lr=2e-4, g_lr=0.01, beta1=0.0, ema_decay=0.999, seed=0)
@@ -179,15 +179,15 @@ def test_the_preset_is_chosen_and_said(
 ):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerator)
     monkeypatch.setenv("FACES_PRESET", variable)
-    given = GIVEN | OTHERS | {"something_else": 1}
+    given = GIVEN | OTHERS | {"idea": None, "something_else": 1}
     settings = helpers.choose_settings(preset, PRESETS, given)
-    decided = {"max_images": PRESETS[expected]["max_images"]}
+    decided = {"idea": PRESETS[expected]["idea"], "max_images": PRESETS[expected]["max_images"]}
     if expected == "reference":  # what only this one lists is a part of it
         decided["ema_decay"] = 0.0
-    assert settings == GIVEN | decided and list(settings) == list(RANGES)
+    assert settings == GIVEN | decided and list(settings) == [*RANGES, "idea"]
     first, *lines = capsys.readouterr().out.splitlines()
     assert first.startswith(f"preset {expected} (")
-    assert lines == [f"  {name} = {value}" for name, value in decided.items()]
+    assert lines == [f"  {name} = {value or repr(value)}" for name, value in decided.items()]
 
 
 def test_an_unknown_preset_is_named():
@@ -196,7 +196,7 @@ def test_an_unknown_preset_is_named():
 
 
 def test_all_settings_out_of_range_are_named():
-    assert helpers.choose_settings("full", PRESETS, GIVEN | OTHERS) == GIVEN
+    assert helpers.choose_settings("full", PRESETS, GIVEN | OTHERS) == GIVEN | {"idea": ""}
     wrong = dict(max_images=3, n_epochs=0.5, d_conv_dim=0, g_conv_dim="64", image_size=40)
     wrong |= dict(batch_size=1, z_size=True, d_lr=0.02, g_lr=None, beta1=1)
     wrong |= dict(ema_decay=float("nan"), seed="one", resume=1, skip_broken=None, fast="yes")
@@ -223,10 +223,10 @@ def test_results_among_the_images_are_refused(tmp_path, monkeypatch, output_dir)
             helpers.choose_settings("full", PRESETS, given)
     for data_dir in ("faces.zip", "faces/runs/two", "face"):
         given = GIVEN | dict(idea="", data_dir=data_dir, output_dir=output_dir)
-        assert helpers.choose_settings("full", PRESETS, given) == GIVEN
+        assert helpers.choose_settings("full", PRESETS, given) == GIVEN | {"idea": ""}
 
 
-@pytest.mark.parametrize("idea", ["flop", "flips+flop", "nowhere.py", 3, None])
+@pytest.mark.parametrize("idea", ["flop", "flips+flop", "nowhere.py", 3, True])
 def test_an_idea_that_is_not_there_is_named_with_the_settings(idea):
     with pytest.raises(ValueError, match="^d_lr is .*\nThere is no idea '"):
         helpers.choose_settings("full", PRESETS, GIVEN | OTHERS | {"idea": idea, "d_lr": 1})

@@ -97,7 +97,7 @@ def identifiers(source: str) -> set[str]:
     return {token.string for token in tokens if token.type == tokenize.NAME}
 
 
-def test_the_lesson_knows_no_idea():
+def test_the_lesson_knows_of_ideas_only_the_name_that_a_preset_gives():
     def plain(name: str) -> str:
         return name.replace("_", "").lower()
 

@@ -1,4 +1,4 @@
-"""The ideas for improvement: files that change the lesson, which knows of none of them."""
+"""The ideas for improvement: files that change the lesson, which knows the name of one at most."""
 
 import copy
 import types
@@ -115,7 +115,7 @@ def test_a_file_that_changes_nothing_is_named(lesson, tmp_path):
 
 def test_a_run_does_not_go_on_with_another_idea(tmp_path):
     train(prepare(tmp_path, idea="flips"), 1)
-    with pytest.raises(ValueError, match="idea: flips there,  now") as caught:
+    with pytest.raises(ValueError, match="idea: 'flips' there, '' now") as caught:
         train(prepare(tmp_path), 2)
     assert "the code of flips.py: " in str(caught.value)
 

@@ -28,7 +28,7 @@ from faces.settings import RANGES
 NOTEBOOK = nbformat.read(files.NOTEBOOK, as_version=4)
 CODE = [cell for cell in NOTEBOOK.cells if cell.cell_type == "code"]
 OUTPUTS = [output for cell in CODE for output in cell.outputs]
-TINY = dict(max_images=27, batch_size=8, d_conv_dim=8, g_conv_dim=8, n_epochs=2)
+TINY = dict(max_images=27, batch_size=8, d_conv_dim=8, g_conv_dim=8, n_epochs=2, idea="r1")
 
 
 def is_photo(cell: nbformat.NotebookNode) -> bool:
@@ -99,7 +99,7 @@ def test_every_section_begins_with_text_and_cells_are_short():
 def test_settings_are_few_and_have_values():
     (cell,) = [c for c in CODE if "parameters" in c.metadata.get("tags", [])]
     values = {s.targets[0].id: ast.literal_eval(s.value) for s in ast.parse(cell.source).body}
-    assert len(values) <= 20 and list(values.values()).count(None) == 4
+    assert len(values) <= 20 and list(values.values()).count(None) == 5
     assert set(values) == {"data_dir", "output_dir", "preset", "idea", *RANGES}
     assert all("  # " in line for line in cell.source.splitlines() if line)
 
@@ -221,7 +221,7 @@ def test_a_runs_weights_can_be_used(executed):
     weights = executed / "out" / "generator.safetensors"
     with safetensors.safe_open(weights, framework="np") as opened:
         metadata = opened.metadata()
-        expected = {"z_size": "100", "g_conv_dim": "8", "image_size": "32", "idea": ""}
+        expected = {"z_size": "100", "g_conv_dim": "8", "image_size": "32", "idea": "r1"}
         assert metadata == metadata | expected | {"batch_size": "8", "beta1": "0.5"}
     assert helpers.generate_faces(2, seed=0, weights=weights).shape == (2, 32, 32, 3)
 

@@ -421,6 +421,7 @@ def test_a_training_that_fails_is_reported(tmp_path, capsys, d_loss, idea, sprea
     [
         ("", 0, 2 * np.log(2)),
         ("least_squares", 0, 0.5),
+        ("r1", 0, 2 * np.log(2)),
         ("label_smoothing", 0.325, 1.376),  # entropies of 0.9 and 0.1; of 0.45 and 0.55, twice
     ],
 )
