@@ -10,12 +10,11 @@ the setting ``idea`` takes them, with its settings, or with both, separated by b
 neither. papermill runs the notebook with it. Stage 1 is every row at 12 epochs (of 16,196 images at
 batch 32, 6,072 steps), with one seed and "plain" with three; stage 2 is the better half of it, and
 what can only pay late, at 24 epochs with two seeds; stage 3 the three best of stage 2, alone and
-together, with 64 channels. The last weights are then measured on five
-sets of up to 1,000 faces against held-out ones, with the notebook's own measures at 32x32 pixels;
-faces of 64x64 are made smaller first. With the packages of benchmarks/requirements.txt they are
-measured in features too, see features.py; ``--measure`` does that for rows made without them.
-All but the columns that begin with "g_" are of the average of the generator's weights; those are of
-the generator itself.
+together, with 64 channels. The last weights are then measured on five sets of up to 1,000 faces
+against held-out ones, with the notebook's own measures at 32x32 pixels; faces of 64x64 are made
+smaller first. With the packages of benchmarks/requirements.txt they are measured in features too,
+see features.py; ``--measure`` does that for rows made without them. All but the columns that begin
+with "g_" are of the average of the generator's weights; those are of the generator itself.
 
 Each result is appended to the CSV as soon as it is there, and one that is there already (with the
 same settings, ideas and images) is not made again: stop the program at any time and start it again.

@@ -101,5 +101,5 @@ def choose_settings(
         raise ValueError("\n".join(wrong))
     print(f"preset {preset} ({why})")
     for name, value in decided.items():
-        print(f"  {name} = {value or repr(value)}")
+        print(f"  {name} = {value or repr(value)}")  # that there is no idea shows as ''
     return settings

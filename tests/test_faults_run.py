@@ -258,7 +258,8 @@ def test_other_code_in_the_package_is_named_with_the_way_back(tmp_path, monkeypa
     with pytest.raises(ValueError, match="other settings") as caught:
         train(prepare(tmp_path / "run"), 3)
     _, line, back = str(caught.value).splitlines()
-    assert re.fullmatch(r"  the code of Steps in faces/steps.py: '\w+' there, '\w+' now", line)
+    code = r"  the code of Steps in faces/steps.py: '\w{12}' there, '\w{12}' now"
+    assert re.fullmatch(code, line)
     assert "undo the change of that code" in back and "resume = False" in back
 
 

@@ -137,6 +137,7 @@ def test_a_missing_half_lowers_recall_and_coverage(faces, judge):
     for measured in halves:
         falls = {name: measured[name] / floor[name] for name in ("recall", "coverage")}
         assert max(falls.values()) < 1 and min(falls.values()) < 0.75
+        assert measured["precision"] > floor["precision"] - 0.1
         assert measured["kernel"] > floor["kernel"] + 5 * spread["kernel"]
     precision = np.mean([measured["precision"] for measured in halves[:2]])
     assert precision == pytest.approx(floor["precision"], abs=0.05)  # together they are all faces
