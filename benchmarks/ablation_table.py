@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator, NullLocator
 
 from faces.files import writing
 from faces.ideas import IDEAS
@@ -157,9 +158,9 @@ def as_text(table: Table) -> str:
         if len(plain) > 1:
             about += (
                 f" The plain recipe's {len(plain)} seeds have a {shown[column]} from "
-                f"{min(plain):.1f} to {max(plain):.1f}: by the spread over seeds, another row's "
-                f"one seed must be {least_difference(table, column, 1, len(plain)):.1f} from their "
-                "mean to count."
+                f"{min(plain):.1f} to {max(plain):.1f}: by the spread over seeds, pooled over the "
+                "rows with several, another row's one seed must be "
+                f"{least_difference(table, column, 1, len(plain)):.1f} from their mean to count."
             )
     lines = [f"### {steps:,} steps, {runs[0]['conv_dim']} channels", "", about, ""]
     lines += [f"| row | seeds | steps | {' | '.join(shown.values())} | |"]
@@ -198,8 +199,9 @@ def draw(table: Table, path: Path) -> None:
     titles = {
         c: title for c, title in titles.items() if all(values_of(r, c) for r in table.values())
     }
+    size, widths = (12, 1.2 + 0.27 * len(names)), [3] + [1] * (len(titles) - 1)
     figure, axes = plt.subplots(
-        1, len(titles), figsize=(10, 1.2 + 0.27 * len(names)), sharey=True, layout="constrained"
+        1, len(titles), figsize=size, width_ratios=widths, sharey=True, layout="constrained"
     )
     for axis, (measure, title) in zip(axes, titles.items(), strict=True):
         for y, name in enumerate(names):
@@ -212,8 +214,10 @@ def draw(table: Table, path: Path) -> None:
         real = statistics.mean(values_of(table[REAL], measure))
         axis.axvline(real, color="grey", linestyle=":")
         if measure in ("frechet", "swd"):  # the worst are many times as far away as the best
-            axis.set_xscale("log", base=2)
+            axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(subs=[1, 1.5, 2, 3, 4, 6]))
             axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_locator(NullLocator())
         axis.set_title(title, fontsize=9)
         axis.grid(axis="y", alpha=0.3)
     axes[0].set_yticks(range(len(names)), names)

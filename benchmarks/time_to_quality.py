@@ -238,12 +238,12 @@ def main(arguments: list[str] | None = None) -> None:
 
     paths = helpers.find_images(data_dir, settings["max_images"], settings["seed"], "training")
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
-        for name in ("notebook", "usual"):  # each has files that nobody has decoded yet
-            (Path(folder) / name / "faces").mkdir(parents=True)
-        for path in helpers.find_images(data_dir, settings["max_images"], settings["seed"]):
-            (Path(folder) / "notebook" / "faces" / path.name).symlink_to(path)
-        for path in paths:
-            (Path(folder) / "usual" / "faces" / path.name).symlink_to(path)
+        everything = helpers.find_images(data_dir, settings["max_images"], settings["seed"])
+        for name, images in (("notebook", everything), ("usual", paths)):
+            for path in images:  # each has files that nobody has decoded yet
+                link = Path(folder) / name / "faces" / path.relative_to(data_dir)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(path)
         clock = clock_of("notebook")
         train_notebook(settings, Path(folder) / "notebook", device, clock)
         at = [float(row["minutes"]) for row in rows]

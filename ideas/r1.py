@@ -1,7 +1,9 @@
 """R1: D is held to a small slope at real images, so that it cannot draw a sharp line around each.
 
 The penalty is the squared gradient of D's logit with respect to the image (Mescheder et al., 2018,
-https://arxiv.org/abs/1801.04406). Batch norm stays in D. No other weight of the penalty was tried.
+https://arxiv.org/abs/1801.04406). Batch norm stays in D. It mixes the pictures of a batch, so the
+gradient, of the batch's summed logits, is only about that of each picture's own. No other weight of
+the penalty was tried.
 """
 
 from types import ModuleType

@@ -1,7 +1,8 @@
 """Relativistic pairing with R1 and R2: D's slope is small at real and at generated pictures.
 
 With both penalties relativistic pairing converges, and D needs no batch norm (Huang et al., 2024,
-https://arxiv.org/abs/2501.05441). See relativistic.py and r1.py for the parts.
+https://arxiv.org/abs/2501.05441). See relativistic.py and r1.py for the parts. The penalties have
+r1.py's weight, chosen for a D with batch norm; no other was tried.
 """
 
 from types import ModuleType

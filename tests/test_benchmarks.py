@@ -401,7 +401,7 @@ def test_stages_choose_rows_seeds_and_lengths(tmp_path, capsys):
     assert (options.epochs, options.conv_dim, options.seeds) == (24, 32, 2)
     assert ablations.runs_of(options)[-1] == (1, ablations.LATE[-1])
     options = options_of("--stage", "3")
-    together = "r1+flips+relativistic_r1_r2"
+    together = "flips+relativistic_r1_r2+r1"
     assert options.rows == ["plain", *ablations.LATE[-5:-2], together]
     assert (options.epochs, options.conv_dim, options.seeds) == (24, 64, 1)
 
