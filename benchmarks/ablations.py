@@ -170,7 +170,7 @@ def rows_of(options: argparse.Namespace) -> list[str]:
             best = [row for row in best if "conv_dim" not in row][:3]
             parts = [part for row in best for part in row.split()]
             ideas = [idea for part in parts if "=" not in part for idea in part.split("+")]
-            ideas.sort(key="r1".__eq__)  # last: another loss would replace it
+            ideas.sort(key=lambda idea: idea == "r1")  # last: another loss would replace it
             settings = [part for part in parts if "=" in part]
             together = " ".join(["+".join(dict.fromkeys(ideas)), *settings]).strip()
             return list(dict.fromkeys(["plain", *best, together]))

@@ -236,11 +236,14 @@ def main(arguments: list[str] | None = None) -> None:
 
         return Clock(measure, n, add_row)
 
-    paths = helpers.find_images(data_dir, settings["max_images"], settings["seed"], "training")
+    everything, paths = (
+        helpers.find_images(data_dir, settings["max_images"], settings["seed"], part)
+        for part in (None, "training")
+    )
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
-        everything = helpers.find_images(data_dir, settings["max_images"], settings["seed"])
+        # Each has files that nobody has decoded yet.
         for name, images in (("notebook", everything), ("usual", paths)):
-            for path in images:  # each has files that nobody has decoded yet
+            for path in images:
                 link = Path(folder) / name / "faces" / path.relative_to(data_dir)
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(path)
