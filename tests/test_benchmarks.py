@@ -37,11 +37,10 @@ def test_both_loops_are_measured(tmp_path, capsys):
         speed = figures[name]
         seconds = n_steps * speed["ms_per_step"] / 1000
         assert speed["images_per_s"] == pytest.approx(n_images / seconds)
-        assert name in printed
+        assert 0 < speed["share_of_peak"] < 1 and name in printed
         assert speed["precision"] == "float32"
         rate = speed["gflop_per_step"] / 8 * speed["images_per_s"] / 1000
         assert speed["tflops"] == pytest.approx(rate)
-        # Below 1 on a quiet machine; the peak is measured a moment before the loop.
         assert speed["share_of_peak"] == pytest.approx(rate / speed["peak_tflops"])
     ratio = figures["notebook"]["images_per_s"] / figures["reference"]["images_per_s"]
     assert figures["ratio"] == pytest.approx(ratio)
