@@ -5,7 +5,7 @@ In a solution's notebook, with this one file beside it::
     import problem_unittests as tests
     tests.test_discriminator(Discriminator)
 
-In a shell, for the notebook beside it, or for a class: notebooks, scripts, and folders of them::
+In a shell, for the notebook beside it, or for a class (by the grader in the project's ``faces``)::
 
     pytest problem_unittests.py
     python problem_unittests.py [PATH ...]
@@ -15,43 +15,37 @@ HERE`` where a GPU or data are missing, or raises an AssertionError that says wh
 part is judged with the others that its notebook defines: D with its own losses, the initialisation
 with its own networks. Inputs are drawn from a fixed seed; the caller's random state, networks and
 global variables are left as they were.
-
-Grading executes code of the notebook: what the rubric asks for and what that needs, no training.
-Each notebook has a process of its own, on the CPU, with limits of time and memory and a temporary
-working directory; one that hangs, ends its process or patches the tests has FAILED. Nothing else is
-guarded (files, network, a forger who takes pains): use a container for strangers' code.
 """
 
 from __future__ import annotations
 
-import argparse
-import ast
 import builtins
 import copy
-import csv
 import dis
 import functools
 import importlib
 import inspect
-import json
-import linecache
+import io
 import math
-import multiprocessing
 import os
 import random
 import re
-import signal
 import sys
 import tempfile
-import time
 import traceback
 import types
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, chdir, contextmanager, redirect_stderr, redirect_stdout, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import (
+    ExitStack,
+    chdir,
+    contextmanager,
+    nullcontext,
+    redirect_stderr,
+    redirect_stdout,
+    suppress,
+)
 from dataclasses import dataclass, field
-from io import StringIO
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -72,27 +66,100 @@ _IMAGE = (3, IMAGE_SIZE, IMAGE_SIZE)
 
 # ------------------------------------------------------------------------ how a test reports
 
+# A test, or a part of one, yields claims: whether something holds, and the sentence for where it
+# does not. The first that does not hold ends the test, unless its sentence is only advice.
+Claims = Generator[tuple[object, str], None, Any]
 
-class _Wrong(AssertionError):
-    """A check that failed; the message names the defect, and says what to do."""
+
+class Advice(str):
+    """What to say where a claim does not hold, which costs nothing."""
+
+
+class Wrong(AssertionError):
+    """A claim that does not hold; the message names the defect, and says what to do."""
 
     outcome = "FAILED"
 
 
-class _NotTestable(Exception):
+class NotTestable(Exception):
     """Something that a test needs is not on this machine."""
 
     outcome = "NOT TESTABLE HERE"
 
 
-class _NotFound(Exception):
+class NotFound(Exception):
     """Something that a test needs is not in the notebook."""
 
     outcome = "NOT FOUND"
 
 
-_advice: list[str] = []  # what the test that runs advises, in sentences
-_outcomes: list[tuple[str, str, str]] = []  # of each test run: its name, outcome and sentence
+class Point(NamedTuple):
+    """A point of the rubric."""
+
+    test: Callable[..., Claims]
+    call: str  # the name of the part, and its task
+    names: list[str]  # of the objects of a notebook that the test takes
+
+
+POINTS: dict[str, Point] = {}  # by their names, in the order of the rubric
+
+
+def settle(claims: Claims) -> list[str]:
+    """Go through claims; return the advice. The first that is wrong is raised where it is made."""
+    advice = []
+    for holds, sentence in claims:
+        if not holds and isinstance(sentence, Advice):
+            advice.append(sentence)
+        elif not holds:
+            claims.throw(Wrong(sentence))
+    return advice
+
+
+def verdict(point: Point, *parts: Any, **named: Any) -> tuple[str, str]:
+    """Test parts of a notebook; return the outcome, and the sentence that says why.
+
+    An exception in the place of a part says why it is missing.
+    """
+    try:
+        for missing in (*parts, *named.values()):
+            if isinstance(missing, Exception):
+                raise missing
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            raise NotTestable("the tests need one process, and this is one of several.")
+        with sandbox():
+            advice = settle(point.test(*parts, **named))
+        outcome, why = "ADVICE" if advice else "PASSED", " ".join(dict.fromkeys(advice))
+    except (Wrong, NotTestable, NotFound) as error:
+        outcome, why = error.outcome, str(error)
+    except (Exception, SystemExit) as error:
+        meant = [meant for words, meant in _EXPLAINED.items() if words in str(error)]
+        outcome, why = "FAILED", f"{describe(error)}. Expected {point.call}."
+        if lack := _lack(error):
+            outcome, why = "NOT TESTABLE HERE", lack
+        elif meant:
+            why = meant[0]
+    return outcome, why and f"{point.call.split('(')[0].strip()}: {why}"
+
+
+def _rubric_test(call: str) -> Callable[[Callable[..., Claims]], Callable[..., None]]:
+    """Make a point of the rubric of a test; ``call`` has the name of a part, and its task."""
+
+    def decorate(test: Callable[..., Claims]) -> Callable[..., None]:
+        point = Point(test, call, list(inspect.signature(test).parameters))
+        POINTS[test.__name__.removeprefix("test_")] = point
+        __all__.append(test.__name__)
+
+        @functools.wraps(test)
+        def run(*parts: Any, **named: Any) -> None:
+            __tracebackhide__ = True  # for pytest
+            outcome, why = verdict(point, *parts, **named)
+            if outcome in ("FAILED", "NOT FOUND"):
+                raise AssertionError(why)
+            print("Tests Passed" if outcome == "PASSED" else f"{outcome}: {why}")
+
+        return run
+
+    return decorate
 
 
 @contextmanager
@@ -120,12 +187,44 @@ def _binary_cross_entropy(
     return plain(input, target, *args, **options)
 
 
+def _lead_writing(stack: ExitStack) -> None:
+    """Lead what is written to folders outside of the working folder into it, and read it there."""
+    here = os.getcwd()
+    inside = tuple(os.path.join(folder, "") for folder in (here, tempfile.gettempdir(), "/dev"))
+
+    def led(path: Any, writes: bool = True) -> Any:
+        if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
+            return path
+        full = os.path.abspath(path)
+        place = here + "/outside" + os.path.splitdrive(full)[1]
+        if full.startswith(inside) or not (writes or os.path.exists(place)):
+            return path
+        os.makedirs(os.path.dirname(place), exist_ok=True)
+        return place
+
+    def open_led(file: Any, mode: str = "r", *args: Any, plain: Any = open, **options: Any) -> Any:
+        file = file if "opener" in options else led(file, writes=bool(set("wax+") & set(mode)))
+        return plain(file, mode, *args, **options)
+
+    def mkdir_led(path: Any, *args: Any, plain: Any = os.mkdir, **options: Any) -> None:
+        with suppress(FileExistsError) if (place := led(path)) is not path else nullcontext():
+            plain(place, *args, **options)
+
+    def save_led(content: Any, f: Any, *args: Any, plain: Any = torch.save, **options: Any) -> None:
+        plain(content, led(f), *args, **options)
+
+    for module, ours in ((builtins, open_led), (io, open_led), (os, mkdir_led), (torch, save_led)):
+        name = ours.__name__.removesuffix("_led")
+        stack.enter_context(mock.patch.object(module, name, ours))
+
+
 @contextmanager
-def _sandbox() -> Iterator[None]:
+def sandbox() -> Iterator[None]:
     """Run code in a temporary folder, unseen, seeded, not compiled; .cuda() does no harm."""
     with ExitStack() as stack:
         folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # files may be kept open
         stack.enter_context(chdir(stack.enter_context(folder)))
+        _lead_writing(stack)
         stack.enter_context(_fixed_randomness())
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)  # networks this small need no more
@@ -140,8 +239,8 @@ def _sandbox() -> Iterator[None]:
 
             stack.enter_context(capture_output())
         else:
-            stack.enter_context(redirect_stdout(StringIO()))
-            stack.enter_context(redirect_stderr(StringIO()))
+            stack.enter_context(redirect_stdout(io.StringIO()))
+            stack.enter_context(redirect_stderr(io.StringIO()))
         if pyplot := sys.modules.get("matplotlib.pyplot"):
             figures = set(pyplot.get_fignums())
             stack.enter_context(mock.patch.object(pyplot, "show"))
@@ -156,62 +255,43 @@ _EXPLAINED = {  # what errors of libraries say, and what is meant
 }
 
 
-def _describe(error: BaseException) -> str:
-    """Say in one sentence what an exception of the tested code is, and where it was raised."""
+def _is_tested(file: str) -> bool:
+    """Tell whether code is the tested one: neither a library's nor of these tests."""
     libraries = (sys.prefix, sys.base_prefix, os.path.dirname(torch.__file__), __file__, "<frozen")
+    return "ipykernel_" in file or not file.startswith(libraries)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) < 200 else text[:200].rsplit(" ", 1)[0] + " ..."
+
+
+def describe(error: BaseException) -> str:
+    """Say in one sentence what an exception of the tested code is, and where it was raised."""
     lines = str(error).strip().splitlines() or [""]
     text = lines[-1] if "Original Traceback" in str(error) else lines[0]
-    text = text.rstrip(" .")
-    text = text if len(text) < 200 else text[:200].rsplit(" ", 1)[0] + " ..."
-    place = ""
+    text, place = _shortened(text.rstrip(" .")), ""
     for frame in traceback.extract_tb(error.__traceback__):
-        if "ipykernel_" in frame.filename or not frame.filename.startswith(libraries):
+        if _is_tested(frame.filename):
             function = "" if frame.name == "<module>" else f", in {frame.name}"
             _, cell, number = frame.filename.rpartition(", cell ")
-            line = f" ({frame.line.strip()})" if frame.line else ""
+            line = f" ({_shortened(frame.line.strip())})" if frame.line else ""
             place = function + (cell and cell + number) + f", line {frame.lineno}" + line
     return f"the code stopped with {type(error).__name__}: {text}".rstrip(": ") + place
 
 
-def _rubric_test(call: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Report and record the outcome of a test; ``call`` has the name of a part, and its task."""
-    name = call.split("(")[0].strip()
-
-    def decorate(test: Callable[..., None]) -> Callable[..., None]:
-        __all__.append(test.__name__)
-
-        @functools.wraps(test)
-        def run(*args: Any, **kwargs: Any) -> None:
-            __tracebackhide__ = True  # for pytest
-            _advice.clear()
-            try:
-                for missing in args:  # see _find
-                    if isinstance(missing, Exception):
-                        raise missing
-                if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-                    raise _NotTestable("the tests need one process, and this is one of several.")
-                with _sandbox():
-                    test(*args, **kwargs)
-                outcome, why = "ADVICE" if _advice else "PASSED", " ".join(dict.fromkeys(_advice))
-            except (_Wrong, _NotTestable, _NotFound) as error:
-                outcome, why = error.outcome, str(error)
-            except (FileNotFoundError, ModuleNotFoundError) as missing:
-                outcome, why = "NOT TESTABLE HERE", f"something is missing: {missing}."
-            except (Exception, SystemExit) as error:
-                meant = [meant for words, meant in _EXPLAINED.items() if words in str(error)]
-                why = meant[0] if meant else f"{_describe(error)}. Expected {call}."
-                outcome = "FAILED"
-                if re.search("cuda|nvidia", str(error), re.I) and not torch.cuda.is_available():
-                    outcome, why = "NOT TESTABLE HERE", f"it needs a GPU: {_describe(error)}."
-            why = why and f"{name}: {why}"
-            _outcomes.append((test.__name__, outcome, why))
-            if outcome in ("FAILED", "NOT FOUND"):
-                raise AssertionError(why)
-            print("Tests Passed" if outcome == "PASSED" else f"{outcome}: {why}")
-
-        return run
-
-    return decorate
+def _lack(error: BaseException) -> str:
+    """Say what this machine lacks, if that is the error; what the tested code raises is not."""
+    trace = error.__traceback__
+    while trace.tb_next:
+        trace = trace.tb_next
+    code = trace.tb_frame.f_code
+    by_hand = dis.opname[code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
+    if by_hand and _is_tested(code.co_filename):
+        return ""
+    if isinstance(error, (FileNotFoundError, ModuleNotFoundError)):
+        return f"something is missing: {error}."
+    no_gpu = "not compiled with CUDA|NVIDIA driver|No CUDA GPUs|cuda.is_available.. is False"
+    return f"it needs a GPU: {describe(error)}." if re.search(no_gpu, str(error)) else ""
 
 
 def _inner(function: Any) -> Any:
@@ -237,13 +317,12 @@ def _kind(value: Any) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
 
 
-def _require_tensor(value: Any, what: str, hint: str = "Do not leave torch.") -> None:
+def _check_tensor(value: Any, what: str, hint: str = "Do not leave torch.") -> Claims:
     """Check that a result is a tensor without NaN; ``what`` is a sentence that says so."""
-    if not isinstance(value, Tensor):
-        hint = "End with a return statement." if value is None else hint
-        raise _Wrong(f"{what} Expected a tensor, got {_kind(value)}. {hint}")
-    if value.is_floating_point() and not torch.isfinite(value).all():
-        raise _Wrong("the result must be finite. Expected numbers, got NaN or infinity.")
+    hint = "End with a return statement." if value is None else hint
+    yield isinstance(value, Tensor), f"{what} Expected a tensor, got {_kind(value)}. {hint}"
+    finite = not value.is_floating_point() or torch.isfinite(value).all()
+    yield finite, "the result must be finite. Expected numbers, got NaN or infinity."
 
 
 # -------------------------------------------------------------------------------- data
@@ -255,7 +334,7 @@ def _chequers(n: int) -> Tensor:
     return torch.cat([left, left.flip(3)], 3).repeat_interleave(8, 2).repeat_interleave(8, 3)
 
 
-def _write_pictures(folder: Path, n: int) -> Tensor:
+def write_pictures(folder: Path, n: int) -> Tensor:
     """Write ``n`` square JPEGs of random chequers in two folders; return their (n, 3, 32, 32)."""
     pictures = _chequers(n)
     for i, picture in enumerate(pictures):
@@ -269,63 +348,74 @@ def _write_pictures(folder: Path, n: int) -> Tensor:
 
 
 @_rubric_test("get_dataloader(batch_size, image_size, data_dir) to load the images below data_dir")
-def test_get_dataloader(get_dataloader: Callable[..., Any]) -> None:
+def test_get_dataloader(get_dataloader: Callable[..., Any]) -> Claims:
     """Images of a folder come shuffled, in batches, resized, in [0, 1], each once an epoch."""
     n, folder = 24, "some_faces-7"
-    pictures = _write_pictures(Path(folder), n)
+    pictures = write_pictures(Path(folder), n)
     try:
         loader = get_dataloader(6, 24, f"{folder}/")
-        if loader is None:
-            raise _Wrong("it returns None. Expected a DataLoader. Make one and return it.")
-        orders = [_epoch(loader, 6, 24, pictures) for _ in range(2)]
+        yield loader is not None, "it returns None. Expected a DataLoader. Make one and return it."
+        first = yield from _check_epoch(loader, 6, 24, pictures)
+        second = yield from _check_epoch(loader, 6, 24, pictures)
     except FileNotFoundError as error:
         path = error.filename or error
-        raise _Wrong(f"data_dir is ignored: it reads {path} instead of {folder}.") from None
-    if orders[0] and not orders[1]:
-        raise _Wrong("a second epoch gives nothing. Return the DataLoader, not iter() of it.")
-    for shown in orders:
-        if len(shown) != n or len(set(shown)) != n:
-            got = f"Expected {n} images, got {len(shown)}, {len(set(shown))} of them different"
-            raise _Wrong(f"an epoch must hold each image below data_dir exactly once. {got}.")
+        raise Wrong(f"data_dir is ignored: it reads {path} instead of {folder}.") from None
+    again = second or not first
+    yield again, "a second epoch gives nothing. Return the DataLoader, not iter() of it."
+    for shown in (first, second):
+        got = f"Expected {n} images, got {len(shown)}, {len(set(shown))} of them different."
+        nested = {i for i in range(n) if i % 3 == 0}  # as they were written
+        if set(shown) == nested:
+            got += f" None is from {folder}/celeba itself. Read {folder}, not a folder in it."
+        elif set(shown) == set(range(n)) - nested:
+            got += f" None is from the folder in {folder}/celeba. Read folders of folders too."
+        once = len(shown) == len(set(shown)) == n
+        yield once, f"an epoch must hold each image below data_dir exactly once. {got}"
     # 24 images come in the same order twice with probability 1 / 24! < 1e-23.
-    if orders[0] == orders[1]:
-        raise _Wrong("two epochs give the images in the same order. Pass shuffle=True.")
+    yield first != second, "two epochs give the images in the same order. Pass shuffle=True."
 
 
-def _epoch(loader: Any, batch_size: int, size: int, pictures: Tensor) -> list[int]:
+def _check_epoch(loader: Any, batch_size: int, size: int, pictures: Tensor) -> Claims:
     """Check the batches of an epoch; return which pictures they show."""
-    shown = [_check_batch(batch, batch_size, size, pictures) for batch in loader]
+    shown = []
+    for batch in loader:
+        shown.append((yield from _check_batch(batch, batch_size, size, pictures)))
     sizes = list(map(len, shown))
-    if any(n != batch_size for n in sizes[:-1]) or max(sizes, default=0) > batch_size:
-        raise _Wrong(f"batch_size={batch_size} is not respected: batches of {sizes}.")
+    fits = all(n == batch_size for n in sizes[:-1]) and max(sizes, default=0) <= batch_size
+    yield fits, f"batch_size={batch_size} is not respected: batches of {sizes}."
     return sum(shown, [])
 
 
-def _check_batch(batch: Any, batch_size: int, size: int, pictures: Tensor) -> list[int]:
+def _check_batch(batch: Any, batch_size: int, size: int, pictures: Tensor) -> Claims:
     """Check one batch of the loader; return which pictures it shows."""
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        raise _Wrong(f"a batch must be a pair (images, labels), not {_kind(batch)}.")
-    images = batch[0]
-    _require_tensor(images, "images of a batch must be tensors.", "Add transforms.ToTensor().")
+    is_pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+    yield is_pair, f"a batch must be a pair (images, labels), not {_kind(batch)}."
+    images, hint = batch[0], "Add transforms.ToTensor()."
+    yield from _check_tensor(images, "images of a batch must be tensors.", hint)
     expected = f"Expected shape ({batch_size}, 3, {size}, {size}), got {tuple(images.shape)}."
-    if images.dim() != 4:
-        raise _Wrong(f"the images do not come in batches. {expected} Return a DataLoader.")
-    if images.shape[1:] != (3, size, size):
-        raise _Wrong(f"images have the wrong size for image_size={size}. {expected} Use Resize.")
-    if not images.is_floating_point():
-        raise _Wrong(f"images must be float32, not {images.dtype}. Use transforms.ToTensor().")
-    if images.min() < -1e-3 or images.max() > 1 + 1e-3:
-        raise _Wrong(f"pixel values must lie in [0, 1]: {_span(images)}. Do not Normalize.")
+    come = "the images do not come in batches."
+    yield images.dim() == 4, f"{come} {expected} Return a DataLoader."
+    fits = images.shape[1:] == (3, size, size)
+    yield fits, f"images have the wrong size for image_size={size}. {expected} Use Resize."
+    hint = f"not {images.dtype}. Use transforms.ToTensor()."
+    yield images.is_floating_point(), f"images must be float32, {hint}"
+    within = images.min() >= -1e-3 and images.max() <= 1 + 1e-3
+    yield within, f"pixel values must lie in [0, 1]: {_span(images)}. Do not Normalize."
     cells = [F.adaptive_avg_pool2d(x.float().cpu(), 4).flatten(1) for x in (images, pictures)]
     errors, shown = torch.cdist(*cells).min(1)
-    if errors.max() / math.sqrt(cells[0].shape[1]) > 0.12:  # root mean square
-        why = "a part, another image or other colours. Use Resize instead of a crop, and read RGB."
-        raise _Wrong(f"an image does not show a whole picture of data_dir, but {why}")
+    whole = errors.max() / math.sqrt(cells[0].shape[1]) <= 0.12  # root mean square
+    why = "a part, another image or other colours. Use Resize instead of a crop, and read RGB."
+    yield whole, f"an image does not show a whole picture of data_dir, but {why}"
     return shown.tolist()
 
 
+def _trains(names: dict[str, Any]) -> bool:
+    """Tell whether a notebook's training is right, with all that is its own."""
+    return "train" in names and verdict(POINTS["train"], names["train"])[0] in ("PASSED", "ADVICE")
+
+
 @_rubric_test("scale(x) to take a tensor of any shape")
-def test_scale(scale: Callable[..., Tensor]) -> None:
+def test_scale(scale: Callable[..., Tensor]) -> Claims:
     """Values go linearly from [0, 1] to [-1, 1], whatever the range of the images at hand."""
     hint = "Use x * (max - min) + min, with min, max = feature_range."
     for shape, low, high in [((4, 3, 32, 32), 0.0, 1.0), ((3, 32, 32), 0.2, 0.7)]:
@@ -333,28 +423,31 @@ def test_scale(scale: Callable[..., Tensor]) -> None:
         x.view(-1)[0] = 0.25
         before = x.clone()
         scaled = scale(x)
-        _require_tensor(scaled, "the result must be a tensor.")
-        if not torch.equal(x, before):
-            raise _Wrong("it changes x in place. Expected a new tensor. Avoid x *= 2, x.mul_(2).")
-        if scaled.shape != x.shape:
-            raise _Wrong(
-                f"the shape changes from {tuple(x.shape)} to {tuple(scaled.shape)}. {hint}"
-            )
-        if scaled.dtype != x.dtype:
-            raise _Wrong(f"the type of numbers changes. Expected {x.dtype}, got {scaled.dtype}.")
+        if isinstance(scaled, np.ndarray) and _trains(_context(scale)):
+            yield False, Advice("it gives a NumPy array, which train converts. Do not leave torch.")
+            scaled = torch.as_tensor(scaled, dtype=x.dtype)
+        yield from _check_tensor(scaled, "the result must be a tensor.")
+        same = torch.equal(x, before)
+        yield same, "it changes x in place. Expected a new tensor. Avoid x *= 2, x.mul_(2)."
+        change = f"from {tuple(x.shape)} to {tuple(scaled.shape)}. {hint}"
+        yield scaled.shape == x.shape, f"the shape changes {change}"
+        got = f"Expected {x.dtype}, got {scaled.dtype}."
+        yield scaled.dtype == x.dtype, f"the type of numbers changes. {got}"
         error = (scaled - 2 * x + 1).abs().flatten()
-        if error.max() > 1e-3:  # more than what the extremes of random pixels are off
-            worst = 0 if error[0] > 1e-3 else error.argmax()
-            value, got = x.view(-1)[worst], scaled.reshape(-1)[worst]
-            got = f"scale({value:.3g}) must be {2 * value - 1:.3g}, got {got:.3g}. {hint}"
-            why = "The minimum and maximum of x itself must not matter."
-            raise _Wrong(f"[0, 1] is not mapped to [-1, 1]: {got} {why}")
+        worst = 0 if error[0] > 1e-3 else error.argmax()
+        value, got = x.view(-1)[worst], scaled.reshape(-1)[worst]
+        got = f"scale({value:.3g}) must be {2 * value - 1:.3g}, got {got:.3g}. {hint}"
+        why = "The minimum and maximum of x itself must not matter."
+        right = error.max() <= 1e-3  # more than what the extremes of random pixels are off
+        yield right, f"[0, 1] is not mapped to [-1, 1]: {got} {why}"
     if len(inspect.signature(scale).parameters) > 1:
         ranged = scale(x, (-3, 5))
-        _require_tensor(ranged, "the result must be a tensor.")
-        if not torch.allclose(ranged, 8 * x - 3, atol=1e-4) and not torch.equal(ranged, scaled):
-            got = f"scale(0.25, (-3, 5)) should be -1, got {ranged.view(-1)[0]:.3g}"
-            _advice.append(f"feature_range=(-3, 5) is not respected: {got}. {hint}")
+        if isinstance(ranged, np.ndarray):
+            ranged = torch.as_tensor(ranged, dtype=x.dtype)
+        yield from _check_tensor(ranged, "the result must be a tensor.")
+        right = torch.allclose(ranged, 8 * x - 3, atol=1e-4) or torch.equal(ranged, scaled)
+        got = f"scale(0.25, (-3, 5)) should be -1, got {ranged.flatten()[0]:.3g}"
+        yield right, Advice(f"feature_range=(-3, 5) is not respected: {got}. {hint}")
 
 
 # ---------------------------------------------------------------------------- networks
@@ -376,6 +469,7 @@ class _Calls(TorchFunctionMode):
         self.names: list[str] = []
         self.weights: list[Tensor] = []  # of convolutional and linear layers
         self.after_last: list[str] = []  # the calls that follow the last layer
+        self.means: Counter[Tensor] = Counter()  # running means of norms, and how often they ran
         self.drops = False  # whether dropout is on
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -387,6 +481,9 @@ class _Calls(TorchFunctionMode):
         weighs = any(isinstance(a, nn.Parameter) and a.numel() > 1 for a in args[:2])
         if name in _LAYERS or name in _PRODUCTS or ("mul" in name and weighs):
             self.after_last.clear()
+        mean = kwargs.get("running_mean", args[1] if len(args) > 1 else None)
+        if name in ("batch_norm", "instance_norm") and isinstance(mean, Tensor):
+            self.means[mean] += 1
         if "dropout" in name and kwargs.get("training") and kwargs.get("p", 0.5) > 0:
             self.drops = True
         return func(*args, **kwargs)
@@ -403,9 +500,9 @@ def _check_network(network: Any, what: str, *input_shape: int) -> Any:
     """
     network = getattr(network, "_orig_mod", network)
     if not isinstance(network, nn.Module):
-        raise _Wrong(f"{what} is no network. Expected a torch.nn.Module, got {_kind(network)}.")
+        raise Wrong(f"{what} is no network. Expected a torch.nn.Module, got {_kind(network)}.")
     if not any(True for _ in network.parameters()):
-        raise _Wrong(f"{what} has no layers with weights. Make them in __init__.")
+        raise Wrong(f"{what} has no layers with weights. Make them in __init__.")
     if input_shape and any(map(nn.parameter.is_lazy, network.parameters())):
         network(torch.zeros(2, *input_shape))
     return network
@@ -430,15 +527,15 @@ def _first_width(network: nn.Module) -> int:
     return next(filter(None, widths), 0)
 
 
-def _graph(out: Tensor) -> set[Any]:
+def _graph(out: Tensor) -> list[Any]:
     """The nodes that the gradient of ``out`` passes, down to the weights and the input."""
-    nodes, todo = set(), [out.grad_fn]
+    nodes, todo = {}, [out.grad_fn]
     while todo:
         node = todo.pop()
         if node is not None and node not in nodes:
-            nodes.add(node)
+            nodes[node] = None
             todo += [following for following, _ in node.next_functions]
-    return nodes
+    return list(nodes)
 
 
 def _convolves(node: Any) -> bool:
@@ -454,7 +551,7 @@ def _origin(node: Any) -> Any:
     return _origin(before) if dropout or _PASSES_ON.search(name) else before
 
 
-def _check_forward(network: nn.Module, x: Tensor, layer: str) -> tuple[Tensor, _Calls]:
+def _check_forward(network: nn.Module, x: Tensor, layer: str) -> Claims:
     """Run a network in training mode on ``x``; return its output and the calls it made."""
     for p in network.parameters():  # a gate that starts at 0 lets no gradient through
         if not p.any():
@@ -463,24 +560,27 @@ def _check_forward(network: nn.Module, x: Tensor, layer: str) -> tuple[Tensor, _
     network.train()
     with _Calls() as calls:
         out = network(given)
-    _require_tensor(out, "forward must return a tensor.")
-    if not torch.equal(given, x):
-        raise _Wrong("it changes its input in place. Avoid x.mul_(), x += 1.")
+    yield from _check_tensor(out, "forward must return a tensor.")
+    yield torch.equal(given, x), "it changes its input in place. Avoid x.mul_(), x += 1."
     known = {id(x), *map(id, network.parameters())}
+    hint = (
+        "so no optimizer will train it. Make layers in __init__, and lists of them nn.ModuleList."
+    )
     for weight in [node.variable for node in _graph(out) if hasattr(node, "variable")]:
-        if id(weight) not in known:
-            hint = "Make layers in __init__, and lists of them nn.ModuleList."
-            what = f"a layer of shape {tuple(weight.shape)} is not registered"
-            raise _Wrong(f"{what}, so no optimizer will train it. {hint}")
-    for name in calls.names:
-        if "max_pool" in name:
-            raise _Wrong(f"it uses pooling. Expected strided convolutions, got {name}.")
-    if sum(calls.names.count(name) for name in {"conv2d", layer}) < 2:
-        raise _Wrong(f"it is not convolutional. Use several {layer} layers in forward.")
+        what = f"a layer of shape {tuple(weight.shape)} is not registered"
+        yield id(weight) in known, f"{what}, {hint}"
+    pooling = next((name for name in calls.names if "max_pool" in name), "")
+    yield not pooling, f"it uses pooling. Expected strided convolutions, got {pooling}."
+    several = sum(calls.names.count(name) for name in {"conv2d", layer}) >= 2
+    yield several, f"it is not convolutional. Use several {layer} layers in forward."
+    for name, mean in network.named_buffers():
+        runs, what = calls.means[mean], name.removesuffix(".running_mean")
+        why = f"{what} follows {runs} layers, and its running mean, used in eval mode, fits none"
+        yield runs < 2, f"{why}. Make a norm of its own for each layer."
     return out, calls
 
 
-def _check_eval(network: nn.Module, x: Tensor, row: str, mixing: float) -> None:
+def _check_eval(network: nn.Module, x: Tensor, row: str, mixing: float) -> Claims:
     """Check that output i depends on input i, and others on it by ``mixing`` of that at most."""
     changed = x.clone()
     changed[0] = torch.rand_like(x[0]) * 2 - 1
@@ -488,39 +588,35 @@ def _check_eval(network: nn.Module, x: Tensor, row: str, mixing: float) -> None:
     for inputs in (x, changed):
         with torch.no_grad(), _fixed_randomness(), _Calls() as calls:
             outputs.append(network.eval()(inputs.clone()).reshape(len(x), -1))
-    if calls.drops:
-        raise _Wrong("dropout stays on in eval mode. Pass self.training to F.dropout.")
+    yield not calls.drops, "dropout stays on in eval mode. Pass self.training to F.dropout."
     before, after = outputs
     change = (after - before).abs().amax(1)
     noise = mixing * change.max() + 1e-7 * before.abs().max()
-    changed_rows = (change > noise).nonzero().flatten().tolist()
+    rows = (change > noise).nonzero().flatten().tolist()
     recentred = (after - before).mean(0).abs().max() < 1e-3 * change.max()
-    if changed_rows != [0] or recentred:
-        effect = f"a change of {row} 0 changes outputs {changed_rows}"
-        raise _Wrong(f"it mixes the {row}s of a batch: {effect}. Keep the batch dimension first.")
+    effect = f"a change of {row} 0 changes outputs {rows}. Keep the batch dimension first."
+    yield rows == [0] and not recentred, f"it mixes the {row}s of a batch: {effect}"
     with torch.no_grad():
-        if not torch.allclose(network(x), network(x), atol=1e-5):
-            _advice.append("noise of its own in eval mode. Draw noise only if self.training.")
+        same = torch.allclose(network(x), network(x), atol=1e-5)
+    yield same, Advice("noise of its own in eval mode. Draw noise only if self.training.")
 
 
-def _check_gradients(network: nn.Module, x: Tensor, out: Tensor, calls: _Calls) -> None:
+def _check_gradients(network: nn.Module, x: Tensor, out: Tensor, calls: _Calls) -> Claims:
     """Check that gradients reach the input and the weights of each layer that ran."""
     hint = "Do not use detach(), .data, .numpy() or torch.no_grad() in forward."
     stacked = any(_convolves(node) and _convolves(_origin(node)) for node in _graph(out))
-    if stacked and not {"add", "__add__", "__iadd__", "cat"} & set(calls.names):
-        raise _Wrong("there is no activation between two of its convolutions. Use F.leaky_relu(x).")
-    if not out.requires_grad:
-        raise _Wrong(f"no gradient flows through it. {hint}")
+    bent = not stacked or {"add", "__add__", "__iadd__", "cat"} & set(calls.names)
+    yield bent, "there is no activation between two of its convolutions. Use F.leaky_relu(x)."
+    yield out.requires_grad, f"no gradient flows through it. {hint}"
     (out * torch.randn_like(out)).sum().backward()
-    if x.grad is None:
-        raise _Wrong(f"no gradient reaches its input. {hint}")
+    yield x.grad is not None, f"no gradient reaches its input. {hint}"
     cut = next(filter(_CUTS_OFF.search, calls.names), "")
-    if cut and (x.grad == 0).float().mean() > 0.05:
-        raise _Wrong(f"{cut} cuts the input off, where the gradient is 0. Pass it on as it is.")
+    whole = not cut or (x.grad == 0).float().mean() <= 0.05
+    yield whole, f"{cut} cuts the input off, where the gradient is 0. Pass it on as it is."
     used = {weight.data_ptr() for weight in calls.weights}  # weight.data has the same
     for name, p in network.named_parameters():
-        if p.data_ptr() in used and (p.grad is None or not p.grad.any()):
-            raise _Wrong(f"no gradient reaches {name}. {hint}")
+        reached = p.data_ptr() not in used or (p.grad is not None and p.grad.any())
+        yield reached, f"no gradient reaches {name}. {hint}"
 
 
 def _outputs_for_random_weights(network: nn.Module, x: Tensor, draws: int = 24) -> Tensor:
@@ -549,27 +645,26 @@ def _ends_in_sigmoid(D: nn.Module) -> bool:
     return "sigmoid" in " ".join(calls.after_last)
 
 
-def _check_logit(after_last: list[str], names: dict[str, Any]) -> bool:
-    """Check that D ends in what its losses take; tell whether that is a logit."""
-    if any("dropout" in name for name in after_last):
-        _advice.append("dropout on the logit makes D answer 0 at random. Put it further up.")
+def _check_logit(after_last: list[str], names: dict[str, Any]) -> Claims:
+    """Check that D ends in what its losses take; return whether that is a logit."""
+    drops = any("dropout" in name for name in after_last)
+    yield not drops, Advice("dropout on the logit makes D answer 0 at random. Put it further up.")
     endings = [name for name in after_last if _NOT_LAST.search(name)]
     fits = False  # whether real_loss is right for probabilities
     with suppress(Exception):
         p = torch.rand(16) * 0.8 + 0.1
         kinds = _implied_labels(p, *_loss_and_gradient(names["real_loss"], p))
         fits = any("logits" not in kind for kind in kinds)
-    if not all("sigmoid" in name for name in endings) or (
-        endings and not fits and "real_loss" in names
-    ):
-        raise _Wrong(f"{_NO_LOGIT} Got {endings[0]} after the last layer.")
-    if endings and not fits:
-        _advice.append("a sigmoid: right with nn.BCELoss, wrong with nn.BCEWithLogitsLoss.")
-    return not endings
+    may_fit = all("sigmoid" in name for name in endings) and (fits or "real_loss" not in names)
+    ending = next(iter(endings), "")
+    yield not ending or may_fit, f"{_NO_LOGIT} Got {ending} after the last layer."
+    hint = "a sigmoid: right with nn.BCELoss, wrong with nn.BCEWithLogitsLoss."
+    yield not ending or fits, Advice(hint)
+    return not ending
 
 
 @_rubric_test("Discriminator(conv_dim) to take images (N, 3, 32, 32), for any conv_dim and N")
-def test_discriminator(Discriminator: Callable[..., nn.Module]) -> None:
+def test_discriminator(Discriminator: Callable[..., nn.Module]) -> Claims:
     """A convolutional classifier from images (N, 3, 32, 32) in [-1, 1] to one logit each."""
     sizes = {}
     for conv_dim, n in ((16, 4), (8, 8)):
@@ -577,27 +672,26 @@ def test_discriminator(Discriminator: Callable[..., nn.Module]) -> None:
         sizes[conv_dim] = _count(D)
         x = torch.rand(n, *_IMAGE, device=_device(D)) * 2 - 1
         x.requires_grad_()
-        out, calls = _check_forward(D, x, "conv2d")
-        if out.numel() != n or out.shape[:1] != (n,):
-            got = f"Expected shape ({n}, 1), got {tuple(out.shape)}"
-            raise _Wrong(f"the output must be one number for each image. {got}. Use x.flatten(1).")
-        is_logit = _check_logit(calls.after_last, _context(Discriminator))
-        _check_gradients(D, x, out, calls)
-        if not F.max_pool2d(x.grad.abs(), IMAGE_SIZE // 2).all():  # (n, 3, 2, 2): quarters
-            raise _Wrong("it does not look at the whole image. Use all colours and quarters.")
+        out, calls = yield from _check_forward(D, x, "conv2d")
+        got = f"Expected shape ({n}, 1), got {tuple(out.shape)}. Use x.flatten(1)."
+        is_column = out.numel() == n and out.shape[:1] == (n,)
+        yield is_column, f"the output must be one number for each image. {got}"
+        is_logit = yield from _check_logit(calls.after_last, _context(Discriminator))
+        yield from _check_gradients(D, x, out, calls)
+        looks = F.max_pool2d(x.grad.abs(), IMAGE_SIZE // 2).all()  # (n, 3, 2, 2): quarters
+        yield looks, "it does not look at the whole image. Use all colours and quarters."
     x = x.detach()
     if is_logit:
         answers = _outputs_for_random_weights(D, x[:2] * 1000)
-        if answers.abs().max() <= 1 or not answers.min() < 0 < answers.max():
-            raise _Wrong(f"{_NO_LOGIT} Got {_span(answers)} whatever the weights.")
+        free = answers.abs().max() > 1 and answers.min() < 0 < answers.max()
+        yield free, f"{_NO_LOGIT} Got {_span(answers)} whatever the weights."
     D = _check_network(Discriminator(8), "it", *_IMAGE).to(x.device)
-    _check_eval(D, x, "image", mixing=0.5)
-    if sizes[16] <= sizes[8]:
-        raise _Wrong("conv_dim is ignored. Make the numbers of channels multiples of it.")
+    yield from _check_eval(D, x, "image", mixing=0.5)
+    yield sizes[16] > sizes[8], "conv_dim is ignored. Make the numbers of channels multiples of it."
 
 
 @_rubric_test("Generator(z_size, conv_dim) to take latents (N, z_size), for any sizes and N")
-def test_generator(Generator: Callable[..., nn.Module]) -> None:
+def test_generator(Generator: Callable[..., nn.Module]) -> Claims:
     """A network from latents (N, z_size) to images (N, 3, 32, 32) in [-1, 1]."""
     sizes = {}
     for asked, conv_dim, n in ((20, 16, 4), (33, 8, 5), (20, 8, 6)):
@@ -605,40 +699,41 @@ def test_generator(Generator: Callable[..., nn.Module]) -> None:
         sizes[conv_dim] = _count(G)
         z = (torch.rand(n, z_size, device=_device(G)) * 2 - 1).requires_grad_()
         try:
-            out, calls = _check_forward(G, z, "conv_transpose2d")
+            out, calls = yield from _check_forward(G, z, "conv_transpose2d")
         except RuntimeError:
             if _first_width(G) == z_size:
                 raise
             takes = f"Generator({z_size}, {conv_dim}) takes {_first_width(G)} numbers"
             hint = f"instead of {z_size}. Start with nn.Linear(z_size, ...)."
-            raise _Wrong(f"z_size is ignored: the first layer of {takes} {hint}") from None
-        expected = (n, *_IMAGE)
-        if out.shape != expected:
-            raise _Wrong(f"it must make images. Expected shape {expected}, got {tuple(out.shape)}.")
-        _check_gradients(G, z, out, calls)
-        if n_zero := (z.grad == 0).all(0).sum():
-            why = f"{n_zero} of its {z_size} numbers have no gradient"
-            raise _Wrong(f"part of z is ignored: {why}.")
+            raise Wrong(f"z_size is ignored: the first layer of {takes} {hint}") from None
+        got = f"Expected shape {(n, *_IMAGE)}, got {tuple(out.shape)}."
+        yield out.shape == (n, *_IMAGE), f"it must make images. {got}"
+        yield from _check_gradients(G, z, out, calls)
+        n_zero = (z.grad == 0).all(0).sum()
+        why = f"{n_zero} of its {z_size} numbers have no gradient"
+        yield not n_zero, f"part of z is ignored: {why}."
         last = next((name for name in reversed(calls.names) if not name.startswith("__")), "")
-        if _CUTS_OFF.search(last):
-            raise _Wrong(f"{last} cuts the output off, where the gradient is 0. Use torch.tanh(x).")
-        if calls.after_last.count("tanh") > 1:
-            raise _Wrong("tanh is applied twice, so that pixels stay within 0.76. Apply it once.")
+        cuts = _CUTS_OFF.search(last)
+        yield not cuts, f"{last} cuts the output off, where the gradient is 0. Use torch.tanh(x)."
+        once = calls.after_last.count("tanh") <= 1
+        yield once, "tanh is applied twice, so that pixels stay within 0.76. Apply it once."
     z = z.detach()
     pixels = _outputs_for_random_weights(G, z[:2])
     hint = "End forward with torch.tanh(x): real images are scaled to [-1, 1] too."
-    if pixels.abs().max() > 1:
-        raise _Wrong(f"pixel values leave [-1, 1]: {_span(pixels)}. {hint}")
-    if pixels.min() > -0.5 or pixels.max() < 0.5:
-        span = f"Expected -1 to 1, got {_span(pixels)}"
-        raise _Wrong(f"pixel values do not span [-1, 1]. {span}. {hint}")
+    leave = pixels.abs().max() > 1
+    yield not leave, f"pixel values leave [-1, 1]: {_span(pixels)}. {hint}"
+    span = f"Expected -1 to 1, got {_span(pixels)}. {hint}"
+    narrow = pixels.min() > -0.5 or pixels.max() < 0.5
+    yield not narrow, f"pixel values do not span [-1, 1]. {span}"
     G = _make_G(Generator, 20, 8)[0].to(z.device)
-    _check_eval(G, z, "latent", mixing=1e-3)
-    if sizes[16] <= sizes[8]:
-        raise _Wrong("conv_dim is ignored. Make the numbers of channels multiples of it.")
+    yield from _check_eval(G, z, "latent", mixing=1e-3)
+    yield sizes[16] > sizes[8], "conv_dim is ignored. Make the numbers of channels multiples of it."
 
 
-def _check_normal(weight: Tensor, where: str) -> None:
+_USE_NORMAL = "Use nn.init.normal_(m.weight, 0.0, 0.02)."
+
+
+def _check_normal(weight: Tensor, where: str, hint: str = _USE_NORMAL) -> Claims:
     """Check that a weight tensor is a sample of N(0, 0.02).
 
     6.5 standard errors happen with probability 8e-11 for the mean, and up to 6e-9 for the standard
@@ -649,14 +744,13 @@ def _check_normal(weight: Tensor, where: str) -> None:
         return
     values = weight.detach().cpu().double().flatten()
     mean, std = values.mean(), values.std()
-    hint = "Use nn.init.normal_(m.weight, 0.0, 0.02)."
-    if abs(mean) >= 6.5 * 0.02 / n**0.5 or abs(std / 0.02 - 1) >= 6.5 / (2 * n) ** 0.5:
-        got = f"mean {mean:.4f} and standard deviation {std:.4f} instead of 0 and 0.02"
-        raise _Wrong(f"{where} has the wrong distribution of weights: {got}. {hint}")
+    right = abs(mean) < 6.5 * 0.02 / n**0.5 and abs(std / 0.02 - 1) < 6.5 / (2 * n) ** 0.5
+    got = f"mean {mean:.4f} and standard deviation {std:.4f} instead of 0 and 0.02"
+    yield right, f"{where} has the wrong distribution of weights: {got}. {hint}"
     kurtosis = ((values - mean) / std).pow(4).mean()
-    if n > 20_000 and abs(kurtosis - 3) >= 12 * (24 / n) ** 0.5:
-        got = f"kurtosis {kurtosis:.2f} instead of 3"
-        raise _Wrong(f"the weights of {where} are not normally distributed: {got}. {hint}")
+    normal = n <= 20_000 or abs(kurtosis - 3) < 12 * (24 / n) ** 0.5
+    got = f"kurtosis {kurtosis:.2f} instead of 3"
+    yield normal, f"the weights of {where} are not normally distributed: {got}. {hint}"
 
 
 def _own_layers(names: dict[str, Any]) -> list[nn.Module]:
@@ -668,7 +762,7 @@ def _own_layers(names: dict[str, Any]) -> list[nn.Module]:
     return layers
 
 
-def _check_init(weights_init_normal: Callable[[nn.Module], Any], own: list[nn.Module]) -> None:
+def _check_init(weights_init_normal: Callable[[nn.Module], Any], own: list[nn.Module]) -> Claims:
     """Check an initialisation on layers such as the notebook's own (on all, if it has none)."""
     kinds = (nn.Conv2d, 32, 64, 4), (nn.ConvTranspose2d, 64, 32, 4), (nn.Linear, 200, 300)
     some = [kind(*sizes, bias=bias) for kind, *sizes in kinds for bias in (True, False)]
@@ -689,30 +783,31 @@ def _check_init(weights_init_normal: Callable[[nn.Module], Any], own: list[nn.Mo
         # Of 396 biases, one from N(0, 0.02) exceeds 6.5 standard deviations with probability 3e-8.
         narrow = layer.bias is None or layer.bias.abs().max() < 0.13
         if "Norm" in name:
-            if narrow and layer.weight.abs().max() < 0.13:
-                _advice.append(f"{name} is drawn from N(0, 0.02), which makes its outputs tiny.")
-            elif not narrow or (layer.weight - 1).abs().max() >= 0.13:
-                raise _Wrong(f"{name} is drawn from the wrong distribution. Leave it alone.")
+            is_like_others = narrow and layer.weight.abs().max() < 0.13
+            tiny = f"{name} is drawn from N(0, 0.02), which makes its outputs tiny."
+            yield not is_like_others, Advice(tiny)
+            right = is_like_others or (narrow and (layer.weight - 1).abs().max() < 0.13)
+            yield right, f"{name} is drawn from the wrong distribution. Leave it alone."
             continue
-        if torch.equal(layer.weight, before[name].weight):
-            use = "Test isinstance(m, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))."
-            raise _Wrong(f"the weights of {name.split()[0]} are left as they were. {use}")
-        _check_normal(layer.weight, name)
-        if torch.equal(layer.weight, first[name].weight):
-            raise _Wrong("a seed is set inside, so that each call draws the same numbers.")
+        changed = not torch.equal(layer.weight, before[name].weight)
+        use = "Test isinstance(m, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))."
+        yield changed, f"the weights of {name.split()[0]} are left as they were. {use}"
+        yield from _check_normal(layer.weight, name)
+        varies = not torch.equal(layer.weight, first[name].weight)
+        yield varies, "a seed is set inside, so that each call draws the same numbers."
         if layer.bias is not None and not torch.equal(layer.bias, before[name].bias):
-            if not narrow or abs(layer.bias.mean()) >= 0.13 / layer.bias.numel() ** 0.5:
-                raise _Wrong(f"the biases of {name} are too far from 0: {_span(layer.bias)}.")
+            near = narrow and abs(layer.bias.mean()) < 0.13 / layer.bias.numel() ** 0.5
+            yield near, f"the biases of {name} are too far from 0: {_span(layer.bias)}."
 
 
 @_rubric_test("weights_init_normal(m) to take any layer, with or without weight and bias")
-def test_weights_init_normal(weights_init_normal: Callable[[nn.Module], Any]) -> None:
+def test_weights_init_normal(weights_init_normal: Callable[[nn.Module], Any]) -> Claims:
     """Weights of convolutional and linear layers become N(0, 0.02); nothing else turns wide.
 
     Biases may be left alone, set to 0 or drawn as narrowly; batch norm may be left alone or drawn
     from N(1, 0.02). Layers of a kind that the notebook's own networks do not have do not matter.
     """
-    _check_init(weights_init_normal, _own_layers(_context(weights_init_normal)))
+    yield from _check_init(weights_init_normal, _own_layers(_context(weights_init_normal)))
 
 
 @contextmanager
@@ -724,10 +819,10 @@ def _blame_init(names: dict[str, Any], *faults: type[Exception]) -> Iterator[Non
         init = names.get("weights_init_normal")
         if callable(init):
             try:
-                _check_init(init, _own_layers(names))
+                settle(_check_init(init, _own_layers(names)))
             except Exception as fault:
-                why = str(fault) if isinstance(fault, _Wrong) else f"{_describe(fault)}."
-                raise _Wrong(f"it fails because of weights_init_normal: {why}") from None
+                why = str(fault) if isinstance(fault, Wrong) else f"{describe(fault)}."
+                raise Wrong(f"it fails because of weights_init_normal: {why}") from None
         raise
 
 
@@ -740,13 +835,13 @@ def _build(build_network: Callable[..., Any], *sizes: int) -> tuple[nn.Module, n
     else:  # other names; or without a width of the latents, if that is G's own
         networks = build_network(*sizes[: len(parameters)])
     if not isinstance(networks, (tuple, list)) or len(networks) != 2:
-        raise _Wrong(f"build_network must return both networks (D, G), not {_kind(networks)}.")
+        raise Wrong(f"build_network must return both networks (D, G), not {_kind(networks)}.")
     D, G = _check_network(networks[0], "D"), _check_network(networks[1], "G")
     return D, G, sizes[2] if len(parameters) >= 3 else _first_width(G)
 
 
 @_rubric_test("build_network(d_conv_dim, g_conv_dim, z_size) to return D, G")
-def test_build_network(build_network: Callable[..., Any]) -> None:
+def test_build_network(build_network: Callable[..., Any]) -> Claims:
     """D and G, in this order, of the sizes asked for, with weights from N(0, 0.02)."""
     n, names = 4, _context(build_network)
     with _blame_init(names, AttributeError, TypeError, ValueError, RuntimeError):
@@ -756,17 +851,19 @@ def test_build_network(build_network: Callable[..., Any]) -> None:
     fits = False
     with suppress(RuntimeError):
         fits = D(x).numel() == n and G(z).shape == x.shape
-    if not fits:
-        hint = "Return D, G in this order and pass z_size to G."
-        raise _Wrong(f"the networks do not fit: D must take what G makes of z_size numbers. {hint}")
-    with _blame_init(names, _Wrong):
+    hint = "Return D, G in this order and pass z_size to G."
+    yield fits, f"the networks do not fit: D must take what G makes of z_size numbers. {hint}"
+    with _blame_init(names, Wrong):
         for network, what in ((D, "D"), (G, "G")):
+            given = f"Call {what}.apply(weights_init_normal)."
+            hint = given if callable(names.get("weights_init_normal")) else _USE_NORMAL
             for name, layer in network.named_modules():
-                if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
-                    if not all(p.requires_grad for p in layer.parameters()):
-                        raise _Wrong(f"{name} of {what} cannot be trained. Do not freeze it.")
-                    if "weight" in dict(layer.named_parameters(recurse=False)):
-                        _check_normal(layer.weight, f"{name} of {what}")
+                if not isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+                    continue
+                trained = all(p.requires_grad for p in layer.parameters())
+                yield trained, f"{name} of {what} cannot be trained. Do not freeze it."
+                if "weight" in dict(layer.named_parameters(recurse=False)):
+                    yield from _check_normal(layer.weight, f"{name} of {what}", hint)
     wider_D, same_G, _ = _build(build_network, 24, 16, 20)
     same_D, wider_G, _ = _build(build_network, 16, 24, 20)
     for name, what, *networks in (
@@ -774,11 +871,10 @@ def test_build_network(build_network: Callable[..., Any]) -> None:
         ("g_conv_dim", "G", G, same_G, wider_G),
     ):
         small, same, wide = map(_count, networks)
-        if not small == same < wide:
-            got = f"got {small:,}, {same:,}, {wide:,} parameters for {name} of 16, 16, 24"
-            raise _Wrong(f"{name} must set the size of {what}, and nothing else: {got}.")
-    if all(torch.equal(a, b) for a, b in zip(same_D.parameters(), D.parameters(), strict=True)):
-        raise _Wrong("a second call gives the same weights. Make new networks, without a seed.")
+        got = f"got {small:,}, {same:,}, {wide:,} parameters for {name} of 16, 16, 24"
+        yield small == same < wide, f"{name} must set the size of {what}, and nothing else: {got}."
+    same = all(map(torch.equal, same_D.parameters(), D.parameters()))
+    yield not same, "a second call gives the same weights. Make new networks, without a seed."
 
 
 # ------------------------------------------------------------------------------- losses
@@ -788,7 +884,6 @@ def _loss_and_gradient(
     loss: Callable[..., Tensor], answers: Tensor, **options: Any
 ) -> tuple[float, Tensor]:
     """A loss, and N times its gradient, for answers (N, 1) or, if it takes no such, (N,)."""
-    hint = "Return the loss tensor itself: no .item(), detach() or numpy()."
     devices = ["cpu"] + ["cuda"] * torch.cuda.is_available()
     for device, values in ((d, v) for d in devices for v in (answers[:, None], answers)):
         D_out = values.to(device, copy=True).requires_grad_()
@@ -797,18 +892,22 @@ def _loss_and_gradient(
         except (ValueError, RuntimeError) as error:
             failed = error
             continue
-        _require_tensor(value, "the loss must be a tensor.", hint)
-        if value.numel() != 1:
-            raise _Wrong(f"the loss must be one number, not {tuple(value.shape)}. Take the mean.")
-        if not value.requires_grad:
-            raise _Wrong(f"no gradient flows from it. {hint}")
-        if not torch.equal(D_out.detach().cpu(), values):
-            raise _Wrong("it changes D_out in place. Work on a new tensor.")
-        value.sum().backward()
-        if D_out.grad is None:
-            raise _Wrong(f"no gradient reaches D_out. {hint}")
+        settle(_check_loss_of(D_out, value, values))
         return value.item(), len(answers) * D_out.grad.cpu().flatten()
     raise failed
+
+
+def _check_loss_of(D_out: Tensor, value: Any, values: Tensor) -> Claims:
+    """Check that a loss of D_out, which had these values, is a number with a gradient."""
+    hint = "Return the loss tensor itself: no .item(), detach() or numpy()."
+    yield from _check_tensor(value, "the loss must be a tensor.", hint)
+    shape = tuple(value.shape)
+    yield value.numel() == 1, f"the loss must be one number, not {shape}. Take the mean."
+    yield value.requires_grad, f"no gradient flows from it. {hint}"
+    same = torch.equal(D_out.detach().cpu(), values)
+    yield same, "it changes D_out in place. Work on a new tensor."
+    value.sum().backward()
+    yield D_out.grad is not None, f"no gradient reaches D_out. {hint}"
 
 
 def _implied_labels(x: Tensor, value: float, g: Tensor) -> dict[str, Tensor]:
@@ -830,7 +929,7 @@ def _implied_labels(x: Tensor, value: float, g: Tensor) -> dict[str, Tensor]:
     return {k: t for k, (t, v) in kinds.items() if abs(v - value) < 1e-3 * (1 + abs(value))}
 
 
-def _check_loss(loss: Callable[..., Tensor], low: float, high: float, **options: Any) -> None:
+def _check_loss(loss: Callable[..., Tensor], low: float, high: float, **options: Any) -> Claims:
     """Check that a loss is a usual one with labels in [low, high], for most of the images."""
     kind, right, smoothed, kinds = (
         ("real", 1, "0.7 to 1.2", "ones") if low > 0.5 else ("fake", 0, "0 to 0.3", "zeros")
@@ -853,31 +952,34 @@ def _check_loss(loss: Callable[..., Tensor], low: float, high: float, **options:
     pooled = [torch.cat(labels) for labels in found.values() if len(labels) == len(sizes)]
     if any(((low - 0.01 < t) & (t < high + 0.01)).float().mean() > 0.7 for t in pooled):
         return
-    flipped = _implied_labels(x, -value, -g).values() if value < 0 else ()
-    if any(low < t.mean() + 0.01 < high for t in flipped):
-        raise _Wrong(f"the sign of the loss is flipped{called}. Remove the minus.")
+    negated = _implied_labels(x, -value, -g).values() if value < 0 else ()
+    flipped = any(low < t.mean() + 0.01 < high for t in negated)
+    yield not flipped, f"the sign of the loss is flipped{called}. Remove the minus."
+    squared = g.std() < 1e-4 * g.abs().mean() and any("least" in kind for kind in found)
+    inside = f"torch.mean((D_out - {right}) ** 2)"
+    yield not squared, f"the square is outside of the mean{called}. Expected {inside}."
     if pooled:
         label = round(float(pooled[0].mean()), 2) + 0.0
         expected = f"Expected {right} (smoothed: {smoothed}), got {label:.2f}. Use torch.{kinds}."
-        raise _Wrong(f"the label{called} is wrong for {kind} images. {expected}")
+        raise Wrong(f"the label{called} is wrong for {kind} images. {expected}")
     usual = f"binary cross entropy nor least squares nor hinge loss{called}"
     hint = "Use BCEWithLogitsLoss on D_out itself, without a sigmoid."
-    raise _Wrong(f"it is neither {usual}, averaged over the batch. {hint}")
+    raise Wrong(f"it is neither {usual}, averaged over the batch. {hint}")
 
 
 @_rubric_test("real_loss(D_out) to take logits (N, 1) or (N,), for any N")
-def test_real_loss(real_loss: Callable[..., Tensor]) -> None:
+def test_real_loss(real_loss: Callable[..., Tensor]) -> Claims:
     """Cross entropy, least squares or hinge loss of D's answers for label 1, smoothed or not."""
-    _check_loss(real_loss, 0.7, 1.2)
+    yield from _check_loss(real_loss, 0.7, 1.2)
     smooth = inspect.signature(real_loss).parameters.get("smooth")
     if smooth is not None and isinstance(smooth.default, bool):
-        _check_loss(real_loss, 0.7, 1.2, smooth=True)
+        yield from _check_loss(real_loss, 0.7, 1.2, smooth=True)
 
 
 @_rubric_test("fake_loss(D_out) to take logits (N, 1) or (N,), for any N")
-def test_fake_loss(fake_loss: Callable[..., Tensor]) -> None:
+def test_fake_loss(fake_loss: Callable[..., Tensor]) -> Claims:
     """Cross entropy, least squares or hinge loss of D's answers for label 0, smoothed or not."""
-    _check_loss(fake_loss, 0.0, 0.3)
+    yield from _check_loss(fake_loss, 0.0, 0.3)
 
 
 # --------------------------------------------------------------------- optimizers, training
@@ -889,24 +991,24 @@ def test_optimizers(
     g_optimizer: torch.optim.Optimizer,
     D: nn.Module,
     G: nn.Module,
-) -> None:
+) -> Claims:
     """Each optimizer holds exactly its own network's parameters, with usable settings."""
     networks = {id(p): name for name, net in (("D", D), ("G", G)) for p in net.parameters()}
     optimizers = {"D": ("d_optimizer", d_optimizer), "G": ("g_optimizer", g_optimizer)}
     held = {}
     for owner, (name, optimizer) in optimizers.items():
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise _Wrong(f"{name} is not an optimizer, but {_kind(optimizer)}.")
+        is_one = isinstance(optimizer, torch.optim.Optimizer)
+        yield is_one, f"{name} is not an optimizer, but {_kind(optimizer)}."
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         held[owner] = Counter(networks.get(id(p), "another network") for p in parameters)
-    if held["D"].keys() == {"G"} and held["G"].keys() == {"D"}:
-        raise _Wrong("the two optimizers are swapped: d_optimizer holds G, and g_optimizer D.")
+    swapped = held["D"].keys() == {"G"} and held["G"].keys() == {"D"}
+    yield not swapped, "the two optimizers are swapped: d_optimizer holds G, and g_optimizer D."
     for owner, (name, optimizer) in optimizers.items():
         expected = list(networks.values()).count(owner)
-        if held[owner] != {owner: expected}:
-            got = " and ".join(f"{n} of {network}" for network, n in held[owner].items())
-            got = f"Expected {expected} tensors of {owner}, got {got}"
-            raise _Wrong(f"{name} must hold exactly the parameters of {owner}. {got}.")
+        got = " and ".join(f"{n} of {network}" for network, n in held[owner].items())
+        got = f"Expected {expected} tensors of {owner}, got {got}"
+        right = held[owner] == {owner: expected}
+        yield right, f"{name} must hold exactly the parameters of {owner}. {got}."
         highest = 0.5 if isinstance(optimizer, torch.optim.SGD) else 0.01
         for group in optimizer.param_groups:
             lr, (beta1, beta2) = float(group["lr"]), group.get("betas", (0.5, 0.999))
@@ -917,10 +1019,9 @@ def test_optimizers(
                 (beta2 >= 0.9, f"beta2 of {beta2} is too small for steady steps", "0.999"),
                 (group.get("weight_decay", 0) <= 0.1, "weight decay pulls all weights to 0", "0"),
             ):
-                if not right:
-                    raise _Wrong(f"{name}'s {what}. Use {use}.")
-            if beta1 > 0.8:
-                _advice.append(f"{name}'s beta1 is {beta1}; GANs train more steadily with 0.5.")
+                yield right, f"{name}'s {what}. Use {use}."
+            steady = f"{name}'s beta1 is {beta1}; GANs train more steadily with 0.5."
+            yield beta1 <= 0.8, Advice(steady)
 
 
 _SAME_LATENTS = "are all the same. Draw z of shape (batch_size, z_size) inside the batch loop."
@@ -985,7 +1086,24 @@ class _Step:
         return set().union(*(p.pushes for p in self.passes))
 
 
-class _Training(TorchFunctionMode):
+@dataclass
+class _Record:
+    """What a run of train() did."""
+
+    images: Tensor  # the loader's, from -1 to 1, (n, 3 * 32 * 32)
+    expected: int  # how many batches all epochs have
+    n_batches: int = 0  # how many were drawn from the loader
+    calls: list[_Call] = field(default_factory=list)
+    steps: dict[str, list[_Step]] = field(default_factory=lambda: {"D": [], "G": []})
+    scalars: list[tuple[float, _Mark, int]] = field(default_factory=list)  # value, mark, batch
+    seen: Counter[int] = field(default_factory=Counter)  # how often D was shown each of the images
+    levels: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))  # quantiles
+
+    def calls_of(self, sources: Iterable[int]) -> list[_Call]:
+        return [self.calls[source] for source in sources if source >= 0]
+
+
+class _Recorder(TorchFunctionMode):
     """Records a run of train(): what each step learned from, and which way it pushed D's answers.
 
     Each row of a tensor has a mark: what it was made from. Marks follow the rows through torch's
@@ -996,40 +1114,30 @@ class _Training(TorchFunctionMode):
     kind pushes the answers up for the label real, and down for fake. G's images are replaced by
     pictures in black and white, so that a wrong range shows. The largest weight of each network
     serves as a probe of its gradient: which backward passes it is the sum of.
+
+    What a call or a step shows to be wrong is raised there: what follows from it says less.
     """
 
-    def __init__(self, D: nn.Module, G: nn.Module, z_size: int, images: Tensor, n_batches: int):
+    def __init__(self, D: nn.Module, G: nn.Module, z_size: int, record: _Record) -> None:
         super().__init__()
+        self.record = record
         self.networks = {"D": D, "G": G}
         self.z_size = z_size
-        self.images = images.flatten(1) * 2 - 1  # (n, 3 * 32 * 32)
         self.parameters = {name: list(net.parameters()) for name, net in self.networks.items()}
         self.probes = {name: max(ps, key=Tensor.numel) for name, ps in self.parameters.items()}
-        self.expected = n_batches
-        self.n_batches = 0
         self.inside = False  # whether D, G or an optimizer runs
         self.random = torch.Generator().manual_seed(0)
-        self.calls: list[_Call] = []
         self.summed: dict[str, list[_Pass]] = {"D": [], "G": []}  # in a network's gradient
-        self.steps: dict[str, list[_Step]] = {"D": [], "G": []}
-        self.scalars: list[tuple[float, _Mark, int]] = []  # value, mark, batch
-        self.seen: Counter[int] = Counter()  # how often D was shown each of the images
-        self.levels: dict[str, list[Tensor]] = {"real": [], "fake": [], "mixed": []}  # quantiles
         self.before = torch.empty(0)  # the probe of the network that takes a step
 
     def collate(self, pairs: list[tuple[Tensor, Tensor]]) -> Any:
         """Make a batch of the loader, mark its images, and count it."""
-        self.n_batches += 1
-        if self.n_batches >= 4 * self.expected:  # it may never end
-            raise self._wrong_number(f"at least {self.n_batches}")
+        self.record.n_batches += 1
+        if self.record.n_batches >= 4 * self.record.expected:  # it may never end
+            raise Wrong(_wrong_number(self.record, f"at least {self.record.n_batches}"))
         images, indices = default_collate(pairs)
         images.marks = [frozenset([~i]) for i in indices.tolist()]
         return [images, torch.zeros_like(indices)]
-
-    def _wrong_number(self, got: str) -> _Wrong:
-        what = f"Expected {self.expected} batches for n_epochs=2, got {got}"
-        hint = "Loop over range(n_epochs) and, inside, over celeba_train_loader."
-        return _Wrong(f"it does not train on each batch of n_epochs epochs. {what}. {hint}")
 
     @contextmanager
     def watch(self) -> Iterator[None]:
@@ -1089,10 +1197,7 @@ class _Training(TorchFunctionMode):
             out.marks = [frozenset().union(*mark) for mark in marks]
             if out.numel() == 1 and out.is_floating_point():
                 sources = frozenset().union(*out.marks)
-                self.scalars.append((out.item(), sources, self.n_batches))
-
-    def _calls(self, sources: Iterable[int]) -> list[_Call]:
-        return [self.calls[source] for source in sources if source >= 0]
+                self.record.scalars.append((out.item(), sources, self.record.n_batches))
 
     # What D and G are given
 
@@ -1114,49 +1219,49 @@ class _Training(TorchFunctionMode):
         name = self._name(module)
         if not name or not args or not isinstance(output, Tensor):
             return None
-        given = args[0].detach().cpu().float().flatten(1)
+        record, given = self.record, args[0].detach().cpu().float().flatten(1)
         images = output.flatten(1) if name == "G" else given
-        if images.shape[1] != self.images.shape[1]:
-            raise _Wrong(f"{name} is given no images, but shape {tuple(args[0].shape)}.")
+        if images.shape[1] != record.images.shape[1]:
+            raise Wrong(f"{name} is given no images, but shape {tuple(args[0].shape)}.")
         marks = getattr(args[0], "marks", [frozenset()] * len(given))
         call = _Call(name, module.training, given, frozenset().union(*marks), output)
         if name == "G":
             if call.training and len(given) > 1 and torch.equal(given[0], given[1]):
-                raise _Wrong(f"the latents of G's training {_SAME_LATENTS}")
-            stand_in = -self.images[torch.arange(len(given)) % len(self.images)]
+                raise Wrong(f"the latents of G's training {_SAME_LATENTS}")
+            stand_in = -record.images[torch.arange(len(given)) % len(record.images)]
         else:
             call.kinds = self._kinds(given, marks)
             stand_in = 0.5 + 0.03 * torch.randn(output.shape, generator=self.random)
         call.output = output + (stand_in.view_as(output).to(output) - output).detach()
-        call.output.marks = [frozenset([len(self.calls)])] * output.shape[:1].numel()
-        self.calls.append(call)
+        call.output.marks = [frozenset([len(record.calls)])] * output.shape[:1].numel()
+        record.calls.append(call)
         self.inside = False
         return call.output
 
     def _kinds(self, images: Tensor, marks: list[_Mark]) -> list[str]:
         """Tell real, generated and mixed images, and note where they have most values."""
-        kinds = []
+        record, kinds = self.record, []
         for row, mark in zip(images, marks, strict=True):
             if not mark:  # it came by NumPy
-                centred = self.images - self.images.mean(1, keepdim=True)
+                centred = record.images - record.images.mean(1, keepdim=True)
                 likeness, i = F.cosine_similarity(row - row.mean(), centred).max(0)
                 mark = {~int(i)} if likeness > 0.9 else mark
             real = {source for source in mark if source < 0}
-            self.seen.update(real)
+            record.seen.update(real)
             kinds.append("fake" if not real else "real" if real == mark else "mixed")
             if mark:
-                self.levels[kinds[-1]].append(row.quantile(torch.tensor([0.1, 0.9])))
+                record.levels[kinds[-1]].append(row.quantile(torch.tensor([0.1, 0.9])))
         return kinds
 
     # What steps do
 
     def _backward(self, run: Any, tensors: Any, grad_tensors: Any = None, *args: Any, **kw: Any):
         """Run a backward pass; note which way it pushes D's answers."""
-        watched = [*self.probes.values(), *(call.output for call in self.calls)]
+        watched = [*self.probes.values(), *(call.output for call in self.record.calls)]
         watched = [t for t in watched if t.requires_grad]
         found = torch.autograd.grad(tensors, watched, grad_tensors, True, allow_unused=True)
         gradients = {id(t): g for t, g in zip(watched, found, strict=True) if g is not None}
-        this = _Pass({call for call in self.calls if id(call.output) in gradients})
+        this = _Pass({call for call in self.record.calls if id(call.output) in gradients})
         for call in this.calls:
             for kind in {"real", "fake"}.intersection(call.kinds):
                 chosen = torch.tensor([k == kind for k in call.kinds])
@@ -1180,12 +1285,12 @@ class _Training(TorchFunctionMode):
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         owners = [name for name, ps in self.parameters.items() if held & set(map(id, ps))]
         if len(owners) > 1:
-            raise _Wrong("one optimizer holds the parameters of both networks. Make two of them.")
+            raise Wrong("one optimizer holds the parameters of both networks. Make two of them.")
         return owners[0] if owners else ""
 
     def _fresh(self, name: str) -> set[_Pass]:
         """The passes in a network's gradient that none of its steps has used."""
-        return set(self.summed[name]).difference(*(step.passes for step in self.steps[name]))
+        return set(self.summed[name]).difference(*(step.passes for step in self.record.steps[name]))
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         owner = self._owner(optimizer)
@@ -1193,163 +1298,162 @@ class _Training(TorchFunctionMode):
             return
         fresh, probe = self._fresh(owner), self.probes[owner]
         if probe.grad is None or not probe.grad.any() or not fresh:
-            raise self._no_gradient(owner)
+            other = self._fresh("G" if owner == "D" else "D")
+            raise Wrong(_no_gradient(owner, set().union(*(p.pushes for p in other))))
         self.before = probe.detach().clone()
         for call in set().union(*(p.calls for p in fresh)):
             call.owners.add(owner)
         piled_up = len(fresh) < len(self.summed[owner])
-        self.steps[owner].append(_Step(optimizer, self.n_batches, fresh, piled_up))
-
-    def _no_gradient(self, owner: str) -> _Wrong:
-        """Say why there is no gradient for a step."""
-        other = {"D": "G", "G": "D"}[owner]
-        pushes = set().union(*(p.pushes for p in self._fresh(other)))
-        loss = f"{owner.lower()}_loss"
-        if all(push in pushes for name, push in _WANTED if name == other):
-            after = f"{other.lower()}_loss.backward() is followed by a step of {owner}"
-            return _Wrong(f"the optimizers are swapped: {after}. Step that of {other}.")
-        step = f"{owner.lower()}_optimizer.step() runs, but no gradient of {loss}"
-        through = "D's answers." if owner == "D" else "D(G(z)) without detach()."
-        return _Wrong(
-            f"{step} has reached {owner}. Call {loss}.backward() before it, through {through}"
-        )
+        step = _Step(optimizer, self.record.n_batches, fresh, piled_up)
+        self.record.steps[owner].append(step)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         owner = self._owner(optimizer)
         if owner and torch.equal(self.before, self.probes[owner]):
-            raise _Wrong(f"{owner}'s step leaves all weights of {owner} as they were.")
+            raise Wrong(f"{owner}'s step leaves all weights of {owner} as they were.")
 
-    # The judgement
 
-    def check(self, losses: Any) -> None:
-        """Check what was recorded, and what train returned."""
-        if not self.seen:
-            raise _Wrong("D is never shown the loader's images. Use real_loss(D(real_images)).")
-        for kind, what, hint in (
-            ("real", "real images do not reach D in [-1, 1]", "Use scale(real_images) once."),
-            ("fake", "generated images do not reach D as G makes them", "tanh gives [-1, 1]."),
-        ):  # an augmentation may change them at random
-            levels = torch.stack(self.levels[kind] or [torch.tensor([-1.0, 1.0])])
-            low, high = levels.median(0).values.tolist()
-            if not -1.4 < low < -0.5 or not 0.5 < high < 1.4:  # black and white, with noise
-                span = f"most values from {low:.2f} to {high:.2f}"
-                raise _Wrong(f"{what}, but {span}. {hint}")
-        for (name, *pushes), message in _FAULTY.items():  # a few labels may be flipped on purpose
-            right = {push for network, push in _WANTED if network == name}
-            judged = [s for s in self.steps[name] if not (s.piled_up and s.pushes & right)]
-            if judged and 3 * sum(s.pushes.issuperset(pushes) for s in judged) >= len(judged):
-                raise _Wrong(message)
-        for name, steps in self.steps.items():
-            own = f"{name.lower()}_optimizer"
-            if not steps:
-                raise _Wrong(f"{name} is never updated. Call {own}.step() in the training loop.")
-            if 3 * sum(s.piled_up for s in steps) >= len(steps):
-                raise _Wrong(f"gradients of {name} pile up from step to step. Use zero_grad().")
-        for (name, push), message in _WANTED.items():
-            if not any(push in s.pushes for s in self.steps[name]):
-                raise _Wrong(f"{message}, and call zero_grad() before backward(), not after it.")
-        if self.n_batches < self.expected:
-            raise self._wrong_number(str(self.n_batches))
-        self._check_course()
-        self._check_latents()
-        self._check_losses(losses)
-        # The gradient's slope is 0.4 to 0.8 times its size for cross entropy of logits of 0.5, and
-        # twice its size or more for cross entropy and least squares of probabilities of 0.5.
-        passes = set().union(*(s.passes for steps in self.steps.values() for s in steps))
-        slope = torch.stack([x for p in passes for x in p.slopes]).median()
-        if _ends_in_sigmoid(self.networks["D"]) and slope < 1:
-            raise _Wrong("D ends in a sigmoid, and its losses apply another one. Use nn.BCELoss.")
+def _no_gradient(owner: str, pushes: set[str]) -> str:
+    """Say why there is no gradient for a step; ``pushes`` are of the other network's gradient."""
+    other, loss = {"D": "G", "G": "D"}[owner], f"{owner.lower()}_loss"
+    if all(push in pushes for name, push in _WANTED if name == other):
+        after = f"{other.lower()}_loss.backward() is followed by a step of {owner}"
+        return f"the optimizers are swapped: {after}. Step that of {other}."
+    step = f"{owner.lower()}_optimizer.step() runs, but no gradient of {loss} has reached {owner}"
+    through = "D's answers." if owner == "D" else "D(G(z)) without detach()."
+    return f"{step}. Call {loss}.backward() before it, through {through}"
 
-    def _check_course(self) -> None:
-        """Check what is trained when, and in which mode."""
-        n_images, n_D, n_G = len(self.images), len(self.steps["D"]), len(self.steps["G"])
-        # D may take a step every few batches only: then some images can be left out.
-        reused = self.seen.total() >= 2 * n_images or n_G < self.expected
-        if len(self.seen) < n_images and reused:
-            seen = f"D sees {len(self.seen)} of the {n_images}"
-            raise _Wrong(f"it does not train on all images: {seen}. Loop over the whole loader.")
-        for call in self.calls:
-            if call.owners and not call.training:
-                name = call.network
-                raise _Wrong(f"{name} trains in eval mode. Call {name}.train() after the samples.")
-        for name, steps in self.steps.items():
-            epochs: tuple[set[int], set[int]] = set(), set()
-            for s in steps:
-                epochs[s.n_batches > self.expected // 2].add(id(s.optimizer))
-            if all(epochs) and not epochs[0] & epochs[1]:
-                raise _Wrong(f"{name} gets a new optimizer each epoch. Make it before the loops.")
-        if n_G <= 2 and n_D >= 4 * n_G:
-            raise _Wrong(f"G is trained once an epoch: {n_G} steps of G for {n_D} of D.")
 
-    def _check_latents(self) -> None:
-        for name, use in (("D", "D's generated images"), ("G", "G's training")):
-            shown = [c for c in self.calls if c.network == "D" and name in c.owners]
-            sources = set().union(*(c.sources for c in shown))
-            z = [call.given for call in self._calls(sources) if call.network == "G"]
-            if len(z) > 1 and len(torch.cat(z).unique(dim=0)) <= len(z[0]):
-                raise _Wrong(f"the latents of {use} {_SAME_LATENTS}")
-        train, fixed = (
-            [c.given for c in self.calls if c.network == "G" and c.training is mode]
-            for mode in (True, False)
-        )
-        if not fixed:
-            raise _Wrong("the fixed samples are not drawn in eval mode. Call G.eval() before.")
-        n_latents, n_different = len(torch.cat(fixed)), len(torch.cat(fixed).unique(dim=0))
-        if n_different == 1 < len(fixed[0]):
-            raise _Wrong("the fixed latents of the samples are all the same. Draw fixed_z like z.")
-        if n_different == n_latents > len(fixed[0]):
-            raise _Wrong("the samples of each epoch come from other latents. Draw fixed_z once.")
-        a, b = (torch.cat([z.flatten() for z in group]) for group in (train, fixed))
-        ratio = float(a.std() / b.std().clamp(min=1e-6))
-        if not 1 / 1.3 < ratio < 1.3 or abs(a.mean() - b.mean()) > 0.3 * a.std():
-            raise _Wrong("the latents of the samples come from another distribution than z's.")
+def _wrong_number(record: _Record, got: str) -> str:
+    what = f"Expected {record.expected} batches for n_epochs=2, got {got}"
+    hint = "Loop over range(n_epochs) and, inside, over celeba_train_loader."
+    return f"it does not train on each batch of n_epochs epochs. {what}. {hint}"
 
-    def _check_losses(self, losses: Any) -> None:
-        if losses is None:
-            raise _Wrong("it returns None. End with return losses.")
-        hint = "Use losses.append((d_loss.item(), g_loss.item()))."
-        pairs = []
-        with suppress(TypeError, ValueError):
-            pairs = [(d, g) for d, g in losses]
-        if not pairs:
-            raise _Wrong(f"it must return the losses, not {_kind(losses)} without pairs. {hint}")
-        if any(isinstance(v, Tensor) and v.requires_grad for pair in pairs for v in pair):
-            raise _Wrong(f"the losses returned keep their graphs in memory. {hint}")
-        numbers = torch.tensor([[float(d), float(g)] for d, g in pairs])
-        if not torch.isfinite(numbers).all():
-            raise _Wrong("a loss is not finite. Expected numbers, got NaN.")
-        values = torch.tensor([value for value, _, _ in self.scalars])
-        owners, first = [], self.expected  # the batch that the first pair is of
-        for column in numbers.T:  # which scalars of train() have these values?
-            same = (values - column[:, None]).abs() <= 1e-6 * (1 + column[:, None].abs())
-            indices = same.nonzero()[:, 1].tolist() if same.any(1).all() else []
-            found = [self.scalars[i] for i in indices]
-            calls = self._calls(set().union(*(mark for _, mark, _ in found)))
-            owners.append({o for c in calls if c.network == "D" for o in c.owners})
-            first = min([first, *(batch for *_, batch in found)])
-        if owners == [{"G"}, {"D"}]:
-            raise _Wrong(f"the losses are recorded in the wrong order, as (g_loss, d_loss). {hint}")
-        for place, network, own in (("second", "D", owners[1]), ("first", "G", owners[0])):
-            if own == {network}:
-                raise _Wrong(f"the {place} loss of each pair is {network}'s or a part of it.")
-        if len(pairs) > 1 and not all(owners):
-            return  # averages, perhaps
-        if first > self.expected // 2 and (len(pairs) > 1 or first == self.expected):
-            raise _Wrong("the losses of the first epoch are lost. Put losses = [] before loops.")
+
+def _check_training(record: _Record, losses: Any, D: nn.Module) -> Claims:
+    """Check what was recorded, and what train returned."""
+    yield record.seen, "D is never shown the loader's images. Use real_loss(D(real_images))."
+    for kind, what, hint in (
+        ("real", "real images do not reach D in [-1, 1]", "Use scale(real_images) once."),
+        ("fake", "generated images do not reach D as G makes them", "tanh gives [-1, 1]."),
+    ):  # an augmentation may change them at random
+        levels = torch.stack(record.levels[kind] or [torch.tensor([-1.0, 1.0])])
+        low, high = levels.median(0).values.tolist()
+        right = -1.4 < low < -0.5 and 0.5 < high < 1.4  # black and white, with noise
+        yield right, f"{what}, but most values from {low:.2f} to {high:.2f}. {hint}"
+    for (name, *pushes), message in _FAULTY.items():  # a few labels may be flipped on purpose
+        wanted = {push for network, push in _WANTED if network == name}
+        judged = [s for s in record.steps[name] if not (s.piled_up and s.pushes & wanted)]
+        faulty = [s for s in judged if s.pushes.issuperset(pushes)]
+        yield not judged or 3 * len(faulty) < len(judged), message
+    for name, steps in record.steps.items():
+        own = f"{name.lower()}_optimizer"
+        yield steps, f"{name} is never updated. Call {own}.step() in the training loop."
+        rare = 3 * sum(s.piled_up for s in steps) < len(steps)
+        yield rare, f"gradients of {name} pile up from step to step. Use zero_grad()."
+    for (name, push), message in _WANTED.items():
+        wanted = any(push in s.pushes for s in record.steps[name])
+        yield wanted, f"{message}, and call zero_grad() before backward(), not after it."
+    yield record.n_batches >= record.expected, _wrong_number(record, str(record.n_batches))
+    yield from _check_course(record)
+    yield from _check_latents(record)
+    yield from _check_losses(record, losses)
+    # The gradient's slope is 0.4 to 0.8 times its size for cross entropy of logits of 0.5, and
+    # twice its size or more for cross entropy and least squares of probabilities of 0.5.
+    passes = set().union(*(s.passes for steps in record.steps.values() for s in steps))
+    slope = torch.stack([x for p in passes for x in p.slopes]).median()
+    once = slope >= 1 or not _ends_in_sigmoid(D)
+    yield once, "D ends in a sigmoid, and its losses apply another one. Use nn.BCELoss."
+
+
+def _check_course(record: _Record) -> Claims:
+    """Check what is trained when, and in which mode."""
+    n_images, n_D, n_G = len(record.images), len(record.steps["D"]), len(record.steps["G"])
+    # D may take a step every few batches only: then some images can be left out.
+    reused = record.seen.total() >= 2 * n_images or n_G < record.expected
+    seen = f"D sees {len(record.seen)} of the {n_images}. Loop over the whole loader."
+    yield len(record.seen) >= n_images or not reused, f"it does not train on all images: {seen}"
+    for call in record.calls:
+        name = call.network
+        right = call.training or not call.owners
+        yield right, f"{name} trains in eval mode. Call {name}.train() after the samples."
+    for name, steps in record.steps.items():
+        epochs: tuple[set[int], set[int]] = set(), set()
+        for s in steps:
+            epochs[s.n_batches > record.expected // 2].add(id(s.optimizer))
+        kept = not all(epochs) or epochs[0] & epochs[1]
+        yield kept, f"{name} gets a new optimizer each epoch. Make it before the loops."
+    yield n_G > 2 or n_D < 4 * n_G, f"G is trained once an epoch: {n_G} steps of G for {n_D} of D."
+
+
+def _check_latents(record: _Record) -> Claims:
+    """Check the latents of the training and of the samples."""
+    for name, use in (("D", "D's generated images"), ("G", "G's training")):
+        shown = [c for c in record.calls if c.network == "D" and name in c.owners]
+        sources = set().union(*(c.sources for c in shown))
+        z = [call.given for call in record.calls_of(sources) if call.network == "G"]
+        vary = len(z) < 2 or len(torch.cat(z).unique(dim=0)) > len(z[0])
+        yield vary, f"the latents of {use} {_SAME_LATENTS}"
+    train, fixed = (
+        [c.given for c in record.calls if c.network == "G" and c.training is mode]
+        for mode in (True, False)
+    )
+    yield fixed, "the fixed samples are not drawn in eval mode. Call G.eval() before."
+    n_latents, n_different = len(torch.cat(fixed)), len(torch.cat(fixed).unique(dim=0))
+    vary = n_different != 1 or len(fixed[0]) < 2
+    yield vary, "the fixed latents of the samples are all the same. Draw fixed_z like z."
+    same = n_different < n_latents or n_latents == len(fixed[0])
+    yield same, "the samples of each epoch come from other latents. Draw fixed_z once."
+    a, b = (torch.cat([z.flatten() for z in group]) for group in (train, fixed))
+    ratio = float(a.std() / b.std().clamp(min=1e-6))
+    alike = 1 / 1.3 < ratio < 1.3 and abs(a.mean() - b.mean()) <= 0.3 * a.std()
+    yield alike, Advice("the latents of the samples come from another distribution than z's.")
+
+
+def _check_losses(record: _Record, losses: Any) -> Claims:
+    """Check the losses that train returned: by their values, which scalars of train are they?"""
+    yield losses is not None, "it returns None. End with return losses."
+    hint = "Use losses.append((d_loss.item(), g_loss.item()))."
+    pairs = []
+    with suppress(TypeError, ValueError):
+        pairs = [(d, g) for d, g in losses]
+    yield pairs, f"it must return the losses, not {_kind(losses)} without pairs. {hint}"
+    graphs = any(isinstance(v, Tensor) and v.requires_grad for pair in pairs for v in pair)
+    yield not graphs, f"the losses returned keep their graphs in memory. {hint}"
+    numbers = torch.tensor([[float(d), float(g)] for d, g in pairs])
+    yield torch.isfinite(numbers).all(), "a loss is not finite. Expected numbers, got NaN."
+    values = torch.tensor([value for value, _, _ in record.scalars])
+    owners, first = [], record.expected  # the batch that the first pair is of
+    for column in numbers.T:
+        same = (values - column[:, None]).abs() <= 1e-6 * (1 + column[:, None].abs())
+        indices = same.nonzero()[:, 1].tolist() if same.any(1).all() else []
+        found = [record.scalars[i] for i in indices]
+        calls = record.calls_of(set().union(*(mark for _, mark, _ in found)))
+        owners.append({o for c in calls if c.network == "D" for o in c.owners})
+        first = min([first, *(batch for *_, batch in found)])
+    swapped = owners == [{"G"}, {"D"}]
+    yield not swapped, f"the losses are recorded in the wrong order, as (g_loss, d_loss). {hint}"
+    for place, network, own in (("second", "D", owners[1]), ("first", "G", owners[0])):
+        why = f"the {place} loss of each pair is {network}'s or a part of it."
+        yield own != {network}, why
+    if len(pairs) > 1 and not all(owners):
+        return  # averages, perhaps
+    late = first > record.expected // 2 and (len(pairs) > 1 or first == record.expected)
+    yield not late, "the losses of the first epoch are lost. Put losses = [] before loops."
 
 
 @functools.cache
-def _operands(code: types.CodeType, *operations: str) -> set[str]:
+def operands(code: types.CodeType, *operations: str) -> set[str]:
     return {i.argval for i in dis.get_instructions(code) if i.opname in operations}
 
 
-def _reached(code: types.CodeType, names: dict[str, Any]) -> tuple[set[str], set[str]]:
+def reached(code: types.CodeType, names: dict[str, Any]) -> tuple[set[str], set[str]]:
     """The global names that code and the notebook's functions in it read; these and attributes."""
     codes: set[types.CodeType] = set()
     found, reads, used = {code}, set(), set()
     while not found <= codes:
         codes |= found
-        reads = set().union(*(_operands(c, "LOAD_GLOBAL", "LOAD_NAME") for c in codes))
+        reads = set().union(*(operands(c, "LOAD_GLOBAL", "LOAD_NAME") for c in codes))
         used = set().union(*(c.co_names for c in codes))
         values = [names[name] for name in reads & names.keys()]
         for kind in {k for v in values for k in (v if isinstance(v, type) else type(v)).__mro__}:
@@ -1377,7 +1481,7 @@ class _StandIns:
         if isinstance(value, DataLoader) or re.search("loader|_dl$", missing, re.I):
             return self.loader
         if re.search("opt[a-z]*s$", missing, re.I):
-            raise _NotTestable(f"it needs {name}, which is not defined yet.")
+            raise NotTestable(f"it needs {name}, which is not defined yet.")
         if isinstance(value, torch.optim.Optimizer) or re.search("opt|solver|adam", missing, re.I):
             groups = getattr(value, "param_groups", [])
             sizes = [p.dim() for group in groups for p in group["params"]]
@@ -1394,6 +1498,11 @@ class _StandIns:
                 return network if known else copy.deepcopy(network)
         if isinstance(value, list):
             return [self.of("dg"[i % 2], v) for i, v in enumerate(value)]
+        is_object = not isinstance(value, (type, types.ModuleType))
+        if is_object and isinstance(getattr(value, "folder", None), Path):  # where it writes files
+            value = copy.copy(value)
+            value.folder = Path.cwd()
+            return value
         changed = copy.copy(value) if isinstance(value, (dict, set)) else value
         if isinstance(value, dict):
             changed.update({key: self.of(str(key), v) for key, v in value.items()})
@@ -1401,25 +1510,26 @@ class _StandIns:
 
 
 @_rubric_test("train(D, G, n_epochs) to run with the notebook's functions and global variables")
-def test_train(train: Callable[..., Any]) -> None:
+def test_train(train: Callable[..., Any]) -> Claims:
     """Two epochs on small networks: each step trains its own network, the right way.
 
     ``train`` runs in an empty folder, with small stand-ins for the global variables that it reads
     (networks, optimizers, data); all global variables are as they were afterwards.
     """
     inner = _inner(train)
-    names = getattr(inner, "__globals__", None)
-    if names is None:
-        raise _Wrong(f"it is not a function. Expected train(D, G, n_epochs), got {_kind(train)}.")
-    if not callable(names.get("build_network")):
-        raise _Wrong("there is no build_network. Expected it among the notebook's functions.")
+    names = getattr(inner, "__globals__", {})
+    got = f"Expected train(D, G, n_epochs), got {_kind(train)}."
+    yield hasattr(inner, "__globals__"), f"it is not a function. {got}"
+    there = callable(names.get("build_network"))
+    yield there, "there is no build_network. Expected it among the notebook's functions."
     z_size = names["z_size"] if isinstance(names.get("z_size"), int) else 100
     with _blame_init(names, AttributeError, TypeError, ValueError, RuntimeError):
         D, G, width = _build(names["build_network"], 8, 8, z_size)
-    images, batch_size = _chequers(32), 4
-    training = _Training(D, G, width, images, 2 * len(images) // batch_size)
+    images, batch_size = _chequers(128), 16  # so that dropout on D's answer leaves some of them
+    record = _Record(images.flatten(1) * 2 - 1, expected=2 * len(images) // batch_size)
+    recorder = _Recorder(D, G, width, record)
     dataset = TensorDataset(images, torch.arange(len(images)))
-    loader = DataLoader(dataset, batch_size, shuffle=True, collate_fn=training.collate)
+    loader = DataLoader(dataset, batch_size, shuffle=True, collate_fn=recorder.collate)
     stand_ins = _StandIns(D, G, loader)
     values = {"D": D, "G": G, "celeba_train_loader": loader, "z_size": z_size}
     values |= {f"{name.lower()}_optimizer": value for name, value in stand_ins.optimizers.items()}
@@ -1429,7 +1539,7 @@ def test_train(train: Callable[..., Any]) -> None:
     cells = dict(zip(inner.__code__.co_freevars, inner.__closure__ or (), strict=True))
     held = [_inner(cell.cell_contents) for cell in cells.values()]
     codes = [f.__code__ for f in (inner, *held) if hasattr(f, "__code__")]
-    reads = set().union(*(_reached(code, names)[0] for code in codes))
+    reads = set().union(*(reached(code, names)[0] for code in codes))
     device = names.get("device") if "device" in reads else None
     if not isinstance(device, (str, torch.device)):
         own = names.get("D")
@@ -1443,400 +1553,55 @@ def test_train(train: Callable[..., Any]) -> None:
         for name, cell in cells.items():
             stack.callback(setattr, cell, "cell_contents", cell.cell_contents)
             cell.cell_contents = values.get(name, stand_ins.of(name, cell.cell_contents))
-        with mock.patch.dict(names, values), training.watch():
+        with mock.patch.dict(names, values), recorder.watch():
             losses = train(**_arguments(train, names | values))
-        training.check(losses)
+        yield from _check_training(record, losses, D)
 
 
 def _arguments(train: Callable[..., Any], known: dict[str, Any]) -> dict[str, Any]:
     """Choose the arguments that train asks for by their usual names."""
     parameters = inspect.signature(train).parameters
     if list(parameters)[:2] == ["G", "D"]:
-        raise _Wrong("its arguments are swapped. Expected train(D, G, ...), got train(G, D, ...).")
+        raise Wrong("its arguments are swapped. Expected train(D, G, ...), got train(G, D, ...).")
     known = {**known, "print_every": 2}
     chosen = {"D", "G", "n_epochs", "print_every"}
     for name, p in parameters.items():
         if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
             chosen.add(name)
             if name not in known:
-                raise _Wrong(f"it has an unknown argument {name}. Use train(D, G, n_epochs).")
+                raise Wrong(f"it has an unknown argument {name}. Use train(D, G, n_epochs).")
     return {name: known[name] for name in parameters if name in chosen & known.keys()}
 
 
-# --------------------------------------------------------------- a notebook on disk
-
-# What no constant is made with: what touches files, downloads, starts something, or trains.
-# <Angle brackets> stand around modules; one without an attribute may be asked for any.
-_WORK = re.compile(
-    r"<[\w.]+>(?!\.)|\b(os|posix|nt)>?\.(?!(path|environ|getenv|getcwd|cpu_count)\b)|__dict__"
-    r"|sys>?\.modules|builtins\.(eval|exec|__import__)|\b(\w*download\w*|backward|datasets|exit"
-    r"|from_?file|hub|import_module|input|kill|load|loadtxt|makedirs|memmap|mkdir|open|popen|quit"
-    r"|remove|rename|rmdir|save\w*|shutil|subprocess|system|tofile|touch|unlink|url\w+|write_\w+)\b"
-)
+# ------------------------------------------------------------- notebooks, and classes of them
 
 
-class _Piece(NamedTuple):
-    """A statement of a notebook that may define something."""
-
-    code: types.CodeType
-    defines: bool  # an import, a function or a class, not a value
-    stores: set[str]  # global names; "*": any name may need it
-    reads: set[str]  # global names, those that the functions inside it read too
-
-
-def _cells(path: Path) -> Iterator[tuple[str, str]]:
-    """Read the code of a notebook's cells, or a ``.py`` file: where it is, and its text."""
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".py":
-        yield path.name, text
-        return
+def _grading() -> types.ModuleType:
+    """The project's grader, which loads notebooks; where it is not, end the program and say so."""
     try:
-        for number, cell in enumerate(json.loads(text)["cells"], 1):
-            if cell["cell_type"] == "code":
-                yield f"{path.name}, cell {number}", "".join(cell["source"])
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"it has no cells ({type(error).__name__})") from None
-
-
-def _pieces(where: str, source: str) -> Iterator[_Piece]:
-    """Take the code of a cell apart; raise SyntaxError if it is not Python."""
-    try:
-        tree = ast.parse(source)
-    except SyntaxError:  # it may have commands of IPython: %matplotlib inline, files = !ls, help?
-        magic = r"^(\s*)(\w+ *= *)?(!|%%?(?=\w)|% (?=matplotlib)|\?|[\w.]+\?+$).*"
-        source = re.sub(magic, r"\1pass", source, flags=re.MULTILINE)
-        tree = ast.parse(source)
-    linecache.cache[where] = (len(source), None, source.splitlines(True), where)
-    functions = _names_wanted() - {"D", "G", "d_optimizer", "g_optimizer"}
-    for node in tree.body:
-        imports = isinstance(node, (ast.Import, ast.ImportFrom))
-        for alias in node.names if imports else [None]:  # a missing module costs no other
-            if imports:
-                node.names = [alias]
-            code = compile(ast.Module([node], []), where, "exec")
-            stores, reads = _operands(code, "STORE_NAME"), _reached(code, {})[0]
-            constant = isinstance(node, (ast.Assign, ast.AnnAssign)) and not reads
-            if constant or re.match(r"from .* import \*|globals\(\)\.update", ast.unparse(node)):
-                stores = stores | {"*"}
-            defines = imports or isinstance(node, (ast.FunctionDef, ast.ClassDef))
-            if not isinstance(node, (ast.For, ast.While, ast.With)):
-                yield _Piece(code, defines or bool(stores & functions), stores, reads)
-
-
-def load_definitions(notebook: str | Path) -> types.ModuleType:
-    """Define what the rubric asks for, and all that this needs of a notebook; nothing else.
-
-    Needed are the imports, functions, classes and values that it reads, that these read, and so
-    on. Values whose making touches files, downloads or trains are left out. All runs in a
-    temporary folder, with made-up pictures for the data, but it does run: see above.
-
-    Returns:
-        A module. Its ``__broken__`` has what could not be defined: the names and an exception.
-
-    Raises:
-        as ``grade``.
-    """
-    path = Path(notebook).resolve()
-    module = types.ModuleType("(solution)")
-    module.__file__, module.__broken__ = str(path), []
-    sys.modules[module.__name__] = module  # where dataclasses and pickle look for it
-    pieces: list[_Piece] = []
-    for where, source in _cells(path):
-        try:
-            pieces += _pieces(where, source)
-        except SyntaxError as error:
-            would = set(re.findall(r"^(?:def |class )?(\w+) *(?=[=(:])", source, re.MULTILINE))
-            line = f"line {error.lineno} ({(error.text or '').strip()})"
-            message = f"{where} does not run: SyntaxError: {error.msg}, {line}."
-            module.__broken__.append((would, _Wrong(message)))
-    wanted, needed = _names_wanted() | {"*"}, set()
-    while more := {i for i, piece in enumerate(pieces) if piece.stores & wanted} - needed:
-        needed |= more
-        wanted = wanted.union(*(pieces[i].reads for i in more))
-    with _sandbox(), ExitStack() as stack:
-        _write_pictures(Path("processed_celeba_small"), 48)
-        sys.path.insert(0, str(path.parent))
-        stack.callback(sys.path.remove, str(path.parent))
-        for i in sorted(needed):
-            _define(pieces[i], module)
-            for name, ours in (("data_dir", "processed_celeba_small/"), ("output_dir", "runs/")):
-                if name in pieces[i].stores and isinstance(getattr(module, name, None), str):
-                    setattr(module, name, ours)  # not the user's own folder
-    return module
-
-
-def _define(piece: _Piece, module: types.ModuleType) -> None:
-    """Run a piece of a notebook in its module, or note in ``__broken__`` why it cannot run."""
-    names = vars(module)
-    try:
-        reads, used = (set(), set()) if piece.defines else _reached(piece.code, names)
-        if "train" in reads or any(map(_WORK.search, [_spelled(piece.code, names), *used])):
-            where = piece.code.co_filename
-            raise _NotTestable(f"{where} touches files, downloads or trains for it.")
-        exec(piece.code, names)
-    except (Exception, SystemExit) as error:
-        missing = error.name if isinstance(error, NameError) else None
-        causes = [cause for left, cause in module.__broken__ if missing in left]
-        if causes and piece.defines:
-            setattr(module, missing, None)  # a default that only a run of the notebook gives
-            _define(piece, module)
-            delattr(module, missing)
-        elif "get_dataloader" in piece.reads and len(piece.stores) == 1:
-            stand_in = DataLoader(TensorDataset(torch.rand(8, 3, 32, 32), torch.zeros(8)))
-            setattr(module, *piece.stores, stand_in)
-        else:
-            if not isinstance(error, _NotTestable):
-                error = _Wrong(f"{_describe(error)}.")
-            module.__broken__.append((piece.stores, (causes or [error])[0]))
-
-
-def _spelled(code: types.CodeType, names: dict[str, Any]) -> str:
-    """Spell out what names that code reads stand for; without the functions inside, run later."""
-    text = ""
-    for step in dis.get_instructions(code):
-        if step.opname in ("LOAD_NAME", "LOAD_GLOBAL"):
-            value = names.get(step.argval, getattr(builtins, step.argval, None))
-            real = getattr(value, "__name__", step.argval)
-            module = isinstance(value, types.ModuleType)
-            text += f" <{real}>" if module else f" {getattr(value, '__module__', None)}.{real}"
-        elif step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
-            text += f".{step.argval}"
-        elif step.opname.startswith("CALL"):
-            text += "()"
-        elif getattr(step.argval, "co_name", "").endswith(("comp>", "expr>")):
-            text += _spelled(step.argval, names)
-    return text
-
-
-class Result(NamedTuple):
-    """What a notebook got for a point of the rubric."""
-
-    point: str
-    outcome: str  # a key of _MARKS
-    why: str = ""  # one line
-
-
-# The outcomes, and how the table shows them.
-_MARKS = {"PASSED": ".", "FAILED": "F", "ADVICE": "a", "NOT TESTABLE HERE": "?", "NOT FOUND": "-"}
-
-
-def _find(module: types.ModuleType, name: str) -> Any:
-    """Get an object of a notebook by its name, or else an exception that says why it is missing."""
-    causes = [error for names, error in module.__broken__ if name in names]
-    missing = _NotFound(f"the notebook does not define {name}.")
-    return getattr(module, name, (causes or [missing])[0])
-
-
-def _points() -> Iterator[tuple[str, Callable[..., None], list[str]]]:
-    """The rubric points: name, test, names of the objects that it takes."""
-    for name in __all__:
-        test = globals()[name]
-        yield name.removeprefix("test_"), test, list(inspect.signature(test).parameters)
-
-
-def _names_wanted() -> set[str]:
-    return {name for _, _, names in _points() for name in names}
-
-
-def grade(path: str | Path) -> Iterator[Result]:
-    """Run all rubric tests on a notebook, an ``.ipynb`` or ``.py`` file; yield their results.
-
-    Its code is executed, its training is not.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no notebook.
-    """
-    points = list(_points())
-    guarded = [globals(), *map(vars, (builtins, os, torch, nn, nn.functional))]
-    originals = [namespace.copy() for namespace in guarded]
-
-    def restore() -> list[str]:  # what the notebook's code has patched
-        changed = []
-        for namespace, original in zip(guarded, originals, strict=True):
-            changed += [name for name in original if namespace.get(name) is not original[name]]
-            namespace.update(original)
-        return changed
-
-    module = load_definitions(path)
-    restore()
-    for point, test, names in points:
-        with redirect_stdout(StringIO()), suppress(AssertionError):
-            test(*[_find(module, name) for name in names])
-        _, outcome, why = _outcomes[-1]
-        if undefined := re.search(r"NameError: name '(\w+)' is not defined", why):
-            cause = _find(module, undefined[1])
-            if not isinstance(cause, _NotFound):
-                outcome, why = cause.outcome, f"{point}: {undefined[1]} is missing, {cause}"
-        if changed := restore():
-            outcome = "FAILED"
-            why = f"{point}: the code replaces {changed[0]}, which the tests use."
-        why = "".join(c if c.isprintable() else " " for c in why)  # no escapes, no surrogates
-        yield Result(point, outcome, why)
-
-
-# ------------------------------------------------------------------------- a whole class
-
-
-def _grade_alone(path: Path, folder: str, gigabytes: float, results: Connection) -> None:
-    """Grade a notebook in a process of its own, send what it got, and end the process."""
-    with suppress(ImportError):  # Windows has neither groups of processes nor limits
-        import resource
-
-        os.setsid()
-        for limit in (resource.RLIMIT_DATA, resource.RLIMIT_FSIZE):
-            resource.setrlimit(limit, (int(gigabytes * 2**30), resource.getrlimit(limit)[1]))
-    with open(os.devnull, "r+b") as null:
-        for stream in (0, 1, 2):
-            os.dup2(null.fileno(), stream)
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # networks this small are no faster there
-    tempfile.tempdir = folder
-    os.chdir(tempfile.mkdtemp())
-    try:
-        for result in grade(path):
-            results.send_bytes("\t".join(result).encode())
-    except (OSError, RecursionError, ValueError) as error:
-        for point, _, _ in _points():
-            why = f"it cannot be read as a notebook: {error}"
-            results.send_bytes(f"{point}\tFAILED\t{why}".encode())
-    finally:
-        os._exit(0)  # without exit handlers, whatever its threads do
-
-
-def _end(child: multiprocessing.Process) -> None:
-    """Kill a process with all those that it has started."""
-    with suppress(AttributeError, OSError):  # no groups on Windows, or all of them have ended
-        os.killpg(child.pid, signal.SIGKILL)
-    child.kill()
-    child.join()
-
-
-def _received(results: Connection, why: str) -> list[Result]:
-    """The results that a process has sent; those that are missing FAILED."""
-    found = {}
-    with suppress(EOFError, OSError, TypeError, ValueError):  # the notebook may write there too
-        while results.poll():
-            result = Result(*results.recv_bytes().decode().split("\t"))
-            found[result.point] = result
-    return [found.get(point, Result(point, "FAILED", why)) for point, _, _ in _points()]
-
-
-def _grade_all(
-    paths: list[Path], seconds: float, gigabytes: float
-) -> Iterator[tuple[Path, list[Result]]]:
-    """Grade each notebook in a process of its own, on all cores; yield it when it is done."""
-    forks = sys.platform == "linux" and not torch.cuda.is_initialized()
-    context = multiprocessing.get_context("fork" if forks else "spawn")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    waiting, running = list(paths), {}
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, ExitStack() as stack:
-        stack.callback(lambda: [_end(child) for child in running])
-        while waiting or running:
-            while waiting and len(running) < (cores or 1):
-                path, (results, sender) = waiting.pop(0), context.Pipe(duplex=False)
-                arguments = (path.absolute(), folder, gigabytes, sender)
-                child = context.Process(target=_grade_alone, args=arguments)
-                child.start()
-                sender.close()
-                running[child] = path, results, time.monotonic() + seconds
-            ended = wait([child.sentinel for child in running], timeout=0.1)
-            for child, (path, results, deadline) in list(running.items()):
-                if child.sentinel in ended or time.monotonic() > deadline:
-                    del running[child]
-                    _end(child)
-                    why = f"there is no verdict: the process ended, exit code {child.exitcode}."
-                    if child.sentinel not in ended:
-                        why = f"not done after {seconds:g} s: it hangs or is slow (see --seconds)."
-                    yield path, _received(results, why)
-
-
-def _notebooks(path: Path) -> list[Path]:
-    """A file itself; of a folder, the notebooks below it, and scripts that define a part."""
-    if not path.is_dir():
-        return [path] if path.exists() else []
-    part = re.compile(rf"^(def|class) ({'|'.join(_names_wanted())})\b", re.MULTILINE)
-    scripts = (p for p in path.rglob("[!.]*.py") if part.search(p.read_text("utf-8", "replace")))
-    return sorted(p for p in [*path.rglob("[!.]*.ipynb"), *scripts] if "/." not in p.as_posix())
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Grade notebooks: print what each got, then a table of all.
-
-    Returns:
-        1 if anything FAILED or was not found, else 0.
-    """
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("PATH", nargs="*", type=Path, default=[NOTEBOOK])
-    parser.add_argument("--seconds", type=float, default=60, help="time limit of each; default: 60")
-    parser.add_argument("--gigabytes", type=float, default=4, help="memory of each; default: 4")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all results there")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write them for a spreadsheet")
-    options = parser.parse_args(arguments)
-    paths = []
-    for path in options.PATH:
-        if not (found := _notebooks(path)):
-            parser.error(f"{path}: there is no notebook.")
-        paths += found
-    for file in (options.json, options.csv):
-        if file is not None and not file.absolute().parent.is_dir():
-            parser.error(f"{file}: there is no such folder.")
-    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not have all characters
-    os.environ.setdefault("MPLBACKEND", "Agg")  # no windows
-    for name in ("matplotlib.pyplot", "torchvision"):  # once, for all of them
-        with suppress(ImportError):
-            importlib.import_module(name)
-    table = {}
-    for path, results in _grade_all(paths, options.seconds, options.gigabytes):
-        table[path] = results
-        print(f"{path}: {_totals(results)}", flush=True)
-        for point, outcome, why in results:
-            if outcome != "PASSED":
-                print(f"    {point:<20} {outcome:<10} {why}", flush=True)
-    _print_table({str(path): table[path] for path in paths})
-    records = [{"notebook": str(p), **result._asdict()} for p in paths for result in table[p]]
-    if options.json is not None:
-        options.json.write_text(json.dumps(records, indent=1) + "\n")
-    if options.csv is not None:
-        with options.csv.open("w", encoding="utf-8", errors="replace", newline="") as file:
-            writer = csv.DictWriter(file, records[0])
-            writer.writeheader()
-            writer.writerows(records)
-    return int(any(record["outcome"] in ("FAILED", "NOT FOUND") for record in records))
-
-
-def _totals(results: list[Result]) -> str:
-    counts = Counter(result.outcome for result in results)
-    return ", ".join(f"{counts[outcome]} {outcome}" for outcome in _MARKS if counts[outcome])
-
-
-def _print_table(table: dict[str, list[Result]]) -> None:
-    """Print a row for each notebook, a column for each point, and the totals of both."""
-    rows = {name: [_MARKS[result.outcome] for result in row] for name, row in table.items()}
-    columns = list(zip(*rows.values(), strict=True))
-    rows = {"": range(1, len(columns) + 1), **rows, "passed": [c.count(".") for c in columns]}
-    width = max(map(len, rows))
-    print()
-    for name, cells in rows.items():
-        print(f"{name:<{width}}" + "".join(f"{cell:>4}" for cell in cells))
-    print("\n" + ", ".join(f"{i} {point}" for i, (point, _, _) in enumerate(_points(), 1)))
-    print(", ".join(f"{mark} {outcome}" for outcome, mark in _MARKS.items()))
-    print(f"\n{len(table)} graded: {_totals([result for row in table.values() for result in row])}")
-
-
-_solution = functools.cache(load_definitions)
+        return importlib.import_module("faces.grading")
+    except ModuleNotFoundError as error:
+        if error.name not in ("faces", "faces.grading"):
+            raise
+        what = "The grader of notebooks lies in the project's folder faces, which is not here: put"
+        hint = "that folder beside this file, or call the tests in a notebook."
+        sys.exit(f"{what} {hint}")
 
 
 def pytest_generate_tests(metafunc: Any) -> None:
     """Give a test what it takes of the notebook beside this file; pytest calls this."""
-    if not NOTEBOOK.exists():
-        from pytest import Collector
+    from pytest import Collector
 
+    if not NOTEBOOK.exists():
         sentence = f"there is no {NOTEBOOK.name} beside {Path(__file__).name} to test."
         raise Collector.CollectError(sentence)
+    try:
+        grading = _grading()
+    except SystemExit as missing:
+        raise Collector.CollectError(str(missing)) from None
     for name in inspect.signature(metafunc.function).parameters:
-        metafunc.parametrize(name, [_find(_solution(NOTEBOOK), name)])
+        metafunc.parametrize(name, [grading.find(grading.solution(NOTEBOOK), name)])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_grading().main(sys.argv[1:]))

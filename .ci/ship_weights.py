@@ -9,8 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
-import helpers
-from faces.weights import read_weights, write_weights
+from faces.generator import generate_faces, read_weights, write_weights
 
 
 def main(source: str, target: str) -> None:
@@ -20,7 +19,7 @@ def main(source: str, target: str) -> None:
     metadata.pop("checksum", None)
     copy = Path(target).with_suffix(".new")
     write_weights(copy, state, metadata)
-    before, after = (helpers.generate_faces(1000, 0, path) for path in (source, copy))
+    before, after = (generate_faces(1000, 0, path) for path in (source, copy))
     change = np.abs(before.astype(np.int16) - after)
     print(f"{(change > 0).mean():.2%} of all values change, by up to {change.max()} grey levels")
     if change.max() > 1:

@@ -1,14 +1,10 @@
-"""What the benchmarks need to know of the machine, and a judge that costs no time."""
+"""What the benchmarks need to know of the machine, and an evaluator that costs no time."""
 
 from __future__ import annotations
 
 import os
 import platform
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,14 +12,19 @@ import torchvision
 from torch import Tensor
 
 
-class QuickJudge:
-    """In the place of ``helpers.Judge``, where its measures would take longer than the training."""
+class QuickEvaluator:
+    """Takes the place of ``faces.measures.Evaluator`` where that takes longer than the training."""
 
     size = 16
 
     def __call__(self, faces: Tensor) -> dict[str, float]:
         """Return two measures of faces (n, 3, H, W) that any change of the faces changes."""
         return {"swd": faces.std().item(), "mean": faces.mean().item()}
+
+
+def find_device() -> torch.device:
+    """Find the accelerator; the CPU where there is none."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def hardware(device: torch.device) -> str:
@@ -61,16 +62,3 @@ def peak(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> floa
         wait_for(device)
         best = min(best, time.perf_counter() - started)
     return 2 * n**3 / best
-
-
-@contextmanager
-def busy(n: int) -> Iterator[None]:
-    """Let n other processes keep a core busy each."""
-    code = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: sum(range(10_000))"
-    processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(n)]
-    try:
-        yield
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()

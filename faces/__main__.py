@@ -15,10 +15,11 @@ if not __package__:
 import numpy as np
 from PIL import Image
 
-from faces import files
-from faces.drawing import generate_faces, walk
-from faces.files import WEIGHTS, arrays_beside, make_once, printable, writing
-from faces.pictures import image_grid, show_animation, write_pictures
+from faces import files, grading
+from faces.files import WEIGHTS, atomic_write, build_once, printable
+from faces.generator import generate_faces, walk
+from faces.images import array_folder
+from faces.show import image_grid, show_animation, write_images
 
 COMMAND = "python -m faces"
 SIDE = 64  # pixels of a walk's frames, of which the GIF has twice as many
@@ -26,6 +27,9 @@ SIDE = 64  # pixels of a walk's frames, of which the GIF has twice as many
 
 def main(arguments: list[str] | None = None) -> int:
     """Do what a command line says; return the exit code. A wrong one raises ``SystemExit``."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["grade"]:  # it has options of its own
+        return grading.main(arguments[1:])
     options = _parser().parse_args(arguments)
     try:
         options.command(options)
@@ -36,13 +40,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def draw(options: argparse.Namespace) -> None:
-    """Write faces: a grid, an array or a folder of pictures, by the ending of ``out``."""
+    """Write faces: a grid, an array or a folder of images, by the ending of ``out``."""
     out = _free(options.out, ".png", ".npy", "")
     images = generate_faces(options.n, options.seed, options.weights, options.balanced)
     if not out.suffix:
-        make_once(out, lambda temporary: write_pictures(images, temporary / "faces"))
+        build_once(out, lambda temporary: write_images(images, temporary / "faces"))
     else:
-        with writing(out) as temporary:
+        with atomic_write(out) as temporary:
             if out.suffix == ".npy":
                 np.save(temporary, images)
             else:
@@ -58,14 +62,14 @@ def make_walk(options: argparse.Namespace) -> None:
         raise ValueError("A walk needs at least two seeds, such as --seeds 1 2.")
     frames = [Image.fromarray(face) for face in walk(options.seeds, options.weights)]
     larger = [np.asarray(f.resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for f in frames]
-    show_animation(larger, out, milliseconds=60)
-    print(f"{len(frames)} pictures: {out}")
+    show_animation(np.stack(larger), out, milliseconds=60)
+    print(f"{len(frames)} frames: {out}")
 
 
 def cache(options: argparse.Namespace) -> None:
     """List what is kept for later runs, and how large it is; or delete it."""
     kept = sorted(files.CACHE.iterdir()) if files.CACHE.is_dir() else []
-    kept += [folder for data in options.data if (folder := arrays_beside(data)).is_dir()]
+    kept += [folder for data in options.data if (folder := array_folder(data)).is_dir()]
     total = 0
     for path in kept:
         within = [path, *path.rglob("*")]
@@ -83,15 +87,15 @@ def _free(out: Path, *endings: str) -> Path:
         known = " or ".join(ending or "none (a folder)" for ending in endings)
         raise ValueError(f"--out {out} must have the ending {known}.")
     if out.exists():
-        raise ValueError(f"{out} is there already: delete it, or set another --out.")
+        raise ValueError(f"{out} already exists. Delete it, or set another --out.")
     if not out.parent.is_dir():
-        raise ValueError(f"There is no folder {out.parent}: make it, or set another --out.")
+        raise ValueError(f"There is no folder {out.parent}. Make it, or set another --out.")
     return out
 
 
 def _seed(text: str) -> int:
     if not text.isdecimal() or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 to 2**63 - 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2**63 - 1")
     return int(text)
 
 
@@ -108,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     style = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     parser = argparse.ArgumentParser(COMMAND, description="Faces from trained weights.", **style)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    text = "draw faces: a .png of all, a .npy, or a folder of pictures"
+    text = "draw faces: a .png of all, a .npy, or a folder of images"
     drawing = add("draw", draw, text, "--n 64 --seed 1 --out faces.png")
     drawing.add_argument("--n", type=int, default=64, help="how many (64)")
     drawing.add_argument("--seed", type=_seed, default=1, help="the same gives the same faces (1)")
@@ -127,6 +131,8 @@ def _parser() -> argparse.ArgumentParser:
     text = "folders of images, for the decoded images beside them"
     caching.add_argument("data", type=Path, nargs="*", metavar="FOLDER", help=text)
     caching.add_argument("--delete", action="store_true", help="delete all that is listed")
+    text = "grade solutions of the project: notebooks, scripts, a whole class"
+    add("grade", None, text, "class/")
     parser.epilog = "\n".join(["examples:", *examples])
     return parser
 

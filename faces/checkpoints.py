@@ -1,4 +1,4 @@
-"""Checkpoints, and what must not have changed for a run to go on from one."""
+"""A run on the disk: its folder, the lock on it, its checkpoint, and what must not have changed."""
 
 from __future__ import annotations
 
@@ -6,38 +6,93 @@ import io
 import os
 import pickle
 import zipfile
-from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from filelock import FileLock, Timeout
+from torch import Tensor
 
-from faces.digests import code_of, package_code
-from faces.files import writing
-from faces.processes import of_first, say
+from faces.files import atomic_write, check_writable
+from faces.parallel import from_main_process, print_main
 
 # The latest checkpoint, and the one before it.
 CHECKPOINTS = ("checkpoint.pt", "checkpoint-before.pt")
 
+# ------------------------------------------------------------------------ the folder
 
-def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:
+
+def choose_folder(path: str | Path, resume: bool) -> tuple[Path, FileLock]:
+    """Choose a run's folder, and lock it for this process.
+
+    It is ``path`` if that is new, empty, or holds a run to resume. Nothing that lies there
+    otherwise is touched: then it is ``path-2``, ``path-3`` ...
+
+    Raises:
+        ValueError: if the path has no name of its own, such as ``.``.
+        RuntimeError: if another run writes to the folder of the run to resume.
+        OSError: if the folder cannot be made or written to.
+    """
+    first = Path(path).expanduser()
+    if not first.name:
+        raise ValueError(f"output_dir is {path}. Give a folder of its own, such as runs/faces.")
+    for number in count(1):
+        folder = first.with_name(f"{first.name}-{number}") if number > 1 else first
+        if resume and any((folder / name).is_file() for name in CHECKPOINTS):
+            return folder, lock_folder(folder)
+        if not _holds_files(folder):
+            try:
+                return folder, lock_folder(folder)
+            except RuntimeError:
+                if resume:
+                    raise
+    raise AssertionError("unreachable")
+
+
+def _holds_files(folder: Path) -> bool:
+    return folder.exists() and (not folder.is_dir() or any(folder.glob("[!.]*")))
+
+
+def lock_folder(folder: Path) -> FileLock:
+    """Make a folder and lock it for this process.
+
+    Raises:
+        RuntimeError: if another run has locked it.
+        OSError: if it cannot be made or written to.
+    """
+    check_writable(folder, "output_dir")
+    lock = FileLock(folder.absolute() / ".lock", thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RuntimeError(
+            f"Another run is writing to {folder}, or is about to. Wait for it, shut down the "
+            "notebook that it is in, or set output_dir to another folder."
+        ) from None
+    return lock
+
+
+# ------------------------------------------------------------------------ the checkpoint
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint, and keep the one before; a full disk raises ``OSError``."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     latest, before = (folder / name for name in CHECKPOINTS)
-    with writing(latest) as path:
+    with atomic_write(latest) as path:
         path.write_bytes(buffer.getbuffer())
         if latest.is_file():
             os.replace(latest, before)
 
 
-def read_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], str] | None:
+def load_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], str] | None:
     """Find and read the latest checkpoint.
 
     Returns:
-        Its path, what it holds, and what messages say to do where it is no use; None without one.
+        Its path, what it holds, and what to do where it is of no use; None without one.
 
     Raises:
         ValueError: if it is damaged or no checkpoint.
@@ -55,74 +110,70 @@ def read_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], str] | None:
         state = torch.load(data, map_location="cpu", weights_only=True)
         return path, dict(state, settings=dict(state["settings"])), hint
     except Exception as error:  # torch.load raises many kinds
-        hint += f", or delete it to go on from {found[1].name}" if found[1:] else ""
+        hint += f", or delete it to resume from {found[1].name}" if found[1:] else ""
         reason = (str(error).splitlines() or [""])[0]
         if isinstance(error, pickle.UnpicklingError):  # torch's own advice is to load it anyway
             reason = "it is cut off, or holds more than numbers"
         raise ValueError(
-            f"{path} is damaged, or is no checkpoint of this notebook ({reason}): {hint}."
+            f"{path} is damaged, or is not a checkpoint of this notebook ({reason}): {hint}."
         ) from None
 
 
-def fixed_settings(
-    settings: dict[str, Any], parts: dict[str, Any], train: Callable[..., Any]
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """What must be the same for a run to go on: settings, and digests of its code."""
-    may_change = {"n_epochs", "resume", "skip_broken"}
-    networks = [type(part) for part in parts.values() if isinstance(part, nn.Module)]
-    code = code_of(train, *(c for network in networks for c in network.__mro__)) | package_code()
-    return {name: v for name, v in settings.items() if name not in may_change}, code
-
-
-def go_on(
-    folder: Path, parts: dict[str, Any], fixed: dict[str, Any], n_epochs: int
+def resume(
+    folder: Path, parts: dict[str, Any], settings: dict[str, Any], n_epochs: int
 ) -> dict[str, Any] | None:
-    """Bring ``parts`` to the state of a folder's checkpoint; all processes to that of the first.
+    """Bring ``parts`` to the state of a folder's checkpoint; all processes to that of the main one.
+
+    Args:
+        folder: where the checkpoint lies, if there is one.
+        parts: networks, optimizers and tensors by name, see ``load_state_dict``.
+        settings: what must be the same there and now: settings, and hashes of code.
+        n_epochs: how many epochs the run is to have.
 
     Returns:
         The checkpoint; ``None`` if there is none.
 
     Raises:
-        ValueError: if it cannot be read, has not the ``fixed`` settings and code, or does not fit.
+        ValueError: if it cannot be read, has other settings or code, or does not fit.
     """
-    if (read := of_first(lambda: read_checkpoint(folder))) is None:
+    if (loaded := from_main_process(lambda: load_checkpoint(folder))) is None:
         return None
-    path, state, hint = read
+    path, state, hint = loaded
     saved = state["settings"]
-    names = [n for n in saved | fixed if saved.get(n) != fixed.get(n)]
-    if names:
-        lines = [f"  {n}: {saved.get(n)!r} there, {fixed.get(n)!r} now" for n in names]
+    changed = [n for n in saved | settings if saved.get(n) != settings.get(n)]
+    if changed:
+        lines = [f"  {n}: {saved.get(n)!r} there, {settings.get(n)!r} now" for n in changed]
         back = "Set them back"
-        if any(name.startswith("the code of ") for name in names):
+        if any(name.startswith("the code of ") for name in changed):
             back += " (undo the change of that code; comments and docstrings do not matter)"
         raise ValueError(
             f"{folder} holds a run with other settings:\n"
             + "\n".join(lines)
-            + f"\n{back} to go on with it, or {hint}."
+            + f"\n{back} to resume it, or {hint}."
         )
     try:
-        set_states(parts, state["parts"])
+        load_state_dict(parts, state["parts"])
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise ValueError(f"{path} does not fit these networks ({error}): {hint}.") from None
     epoch, batch = state["epoch"], state["batch"]
     done = f"{epoch} epochs" + (f" and {batch} batches" if batch else "")
     if epoch < n_epochs:
-        say(f"Going on from {path}: {done} are done.")
+        print_main(f"Resuming from {path}: {done} are done.")
     else:
-        more = "" if "n_epochs" in fixed else "; to go on, raise n_epochs"
-        say(
-            f"{path} holds this run already, {done}: nothing is left to train. To do it anew, "
-            f"set resume = False{more}."
+        more = "" if "n_epochs" in settings else "; to train it further, raise n_epochs"
+        print_main(
+            f"{path} already holds this run, {done}: nothing is left to train. To start over, set "
+            f"resume = False{more}."
         )
     return state
 
 
-def states_of(parts: dict[str, Any]) -> dict[str, Any]:
-    """What ``set_states`` brings the same parts back to."""
+def state_dict(parts: dict[str, Any]) -> dict[str, Any]:
+    """What ``load_state_dict`` brings the same parts back to."""
     return {n: p if isinstance(p, Tensor) else p.state_dict() for n, p in parts.items()}
 
 
-def set_states(parts: dict[str, Any], states: dict[str, Any]) -> None:
+def load_state_dict(parts: dict[str, Any], states: dict[str, Any]) -> None:
     """Bring networks, optimizers and tensors to states saved on whatever device."""
     for name, part in parts.items():
         if isinstance(part, Tensor):
@@ -136,7 +187,10 @@ def set_states(parts: dict[str, Any], states: dict[str, Any]) -> None:
         part.load_state_dict(states[name])
 
 
-def random_states(device: torch.device) -> dict[str, Tensor]:
+# ------------------------------------------------------------------------ random states
+
+
+def get_random_states(device: torch.device) -> dict[str, Tensor]:
     """The random states of the CPU and of a device, by the device's type."""
     return {kind: _home(kind).get_rng_state() for kind in ("cpu", device.type)}
 

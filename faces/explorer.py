@@ -15,7 +15,7 @@ from IPython.display import display
 from PIL import Image
 from torch import Tensor
 
-from faces.files import writing
+from faces.files import atomic_write
 
 SHOWN = 256  # pixels
 
@@ -48,7 +48,7 @@ class Explorer:
         for control in self.inputs:
             control.observe(self.update, "value")
         self.controls = widgets.VBox([*self.inputs, widgets.HBox([self.button, self.said])])
-        self.shown = None  # where the picture stands in the notebook
+        self.shown = None  # where the image stands in the notebook
 
     def latent(self) -> Tensor:
         """The latent vector that the controls stand for, float (1, z_size)."""
@@ -56,16 +56,16 @@ class Explorer:
         z = start + self.walk.value * (end - start)
         return z + sum(self.sliders[name].value * d for name, d in self.directions.items())
 
-    def picture(self) -> Image.Image:
+    def image(self) -> Image.Image:
         """The face, resized to the chosen number of pixels."""
         side = self.size.value
         face = Image.fromarray(self.draw(self.latent())[0])
         return face.resize((side, side), Image.Resampling.LANCZOS)
 
     def update(self, change: object = None) -> None:
-        """Draw again, where the picture stands."""
+        """Draw again, where the image stands."""
         if self.shown is not None:
-            self.shown.update(_enlarged(self.picture()))
+            self.shown.update(_enlarged(self.image()))
 
     def save(self, button: object = None) -> Path:
         """Write ``face_1.png`` and its latent ``.npy``, or the next number; return the path."""
@@ -74,10 +74,10 @@ class Explorer:
         while any((self.folder / f"face_{number}{end}").exists() for end in (".png", ".npy")):
             number += 1
         path = self.folder / f"face_{number}.png"
-        with writing(path.with_suffix(".npy")) as temporary:
+        with atomic_write(path.with_suffix(".npy")) as temporary:
             np.save(temporary, self.latent().numpy())
-        with writing(path) as temporary:
-            self.picture().save(temporary)
+        with atomic_write(path) as temporary:
+            self.image().save(temporary)
         self.said.value = f"saved: {path}, and its latent beside it"
         return path
 
@@ -90,7 +90,7 @@ def explore(
 ) -> None:
     """Show a face with controls: a slider for each direction, a seed, a walk, a button that saves.
 
-    The picture is an ordinary output, which stays in a saved notebook. The controls are shown below
+    The image is an ordinary output, which stays in a saved notebook. The controls are shown below
     it, where somebody can use them: not under nbconvert or papermill; a plain script shows nothing.
 
     Args:
@@ -107,7 +107,7 @@ def explore(
         display(_enlarged(Image.fromarray(draw(_latent(sample_z, 1))[0])))
         return  # without controls, whose state would go into the notebook
     explorer = Explorer(draw, sample_z, directions, folder)
-    explorer.shown = display(_enlarged(explorer.picture()), display_id=True)
+    explorer.shown = display(_enlarged(explorer.image()), display_id=True)
     display(explorer.controls)
 
 
@@ -117,7 +117,7 @@ def _latent(sample_z: Callable[[int], Tensor], seed: int) -> Tensor:
         return sample_z(1).cpu()
 
 
-def _enlarged(picture: Image.Image) -> ShownImage:
+def _enlarged(image: Image.Image) -> ShownImage:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return ShownImage(buffer.getvalue(), format="png", width=SHOWN)  # the browser enlarges it

@@ -13,7 +13,6 @@ from typing import NoReturn
 
 import pooch
 from filelock import FileLock, Timeout
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 HERE = Path(__file__).resolve().parents[1]
 NOTEBOOK = HERE / "dlnd_face_generation.ipynb"
@@ -24,33 +23,22 @@ RECORD = ".number-of-files"
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, the user's share of it, the file
 
 
-def is_image_name(path: Path) -> bool:
-    """Whether a path names an image: by its ending, and no litter such as ``__MACOSX/._1.jpg``."""
-    return path.suffix.lower() in IMG_EXTENSIONS and not any(map(is_hidden, path.parts))
-
-
-def is_hidden(name: str) -> bool:
-    """Whether nothing is looked for in a file or folder of this name."""
-    return name.startswith(".") or name == "__MACOSX"
-
-
-def arrays_beside(data_dir: Path) -> Path:
-    """Where the decoded images of a folder are kept, if that can be written to."""
-    place = data_dir.resolve()
-    return place.parent / f".{place.name}-arrays"
-
-
 def printable(text: str) -> str:
     """Escape what would break a line or move the cursor, as a file's name may."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write to; it takes the name ``path`` once all is written."""
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write to; it takes the name ``path`` once all is written.
+
+    Raises:
+        OSError: if the disk is full; nothing half-written is left.
+        PermissionError: if another program has the file open, on Windows.
+    """
     temporary = path.with_name(f".{path.name}")
     try:
-        with naming_a_full_disk(path.parent):
+        with explain_full_disk(path.parent):
             yield temporary
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())  # on the disk before it takes the name
@@ -58,18 +46,18 @@ def writing(path: Path) -> Iterator[Path]:
                 os.replace(temporary, path)
             except PermissionError as error:  # such as on Windows, while a spreadsheet shows it
                 raise PermissionError(
-                    f"{path} cannot be replaced ({error.strerror}): if another program has it "
+                    f"{path} cannot be replaced ({error.strerror}). If another program has it "
                     "open, close it there; then run this again."
                 ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def make_once(path: Path, make: Callable[[Path], Path]) -> Path:
-    """Make a file or folder unless it is there: all of it or nothing, and by one process only.
+def build_once(path: Path, build: Callable[[Path], Path]) -> Path:
+    """Make a file or folder unless it exists: all of it or nothing, and by one process only.
 
-    ``make`` fills the temporary folder it is given, and returns what in there shall be ``path``. A
-    folder in the cache keeps a record of its number of files, and is made anew if some are gone.
+    ``build`` fills the temporary folder it is given, and returns what in there shall be ``path``. A
+    folder in the cache keeps a record of its number of files, and is made again if some are gone.
     Others that want it, or anything else in its folder, wait. The lock ends with its process, so
     whoever gets it may remove what a killed one left.
 
@@ -82,23 +70,23 @@ def make_once(path: Path, make: Callable[[Path], Path]) -> Path:
     if beside == CACHE:
         check_writable(CACHE, "the environment variable XDG_CACHE_HOME")
     lock = FileLock(beside / ".unfinished-faces.lock")
-    with naming_a_full_disk(beside):
+    with explain_full_disk(beside):
         try:
             lock.acquire(timeout=0.5)
         except Timeout:
-            print(f"Another process is at work in {beside}: waiting for it.")
+            print(f"Another process is working in {beside}: waiting for it.")
             lock.acquire()
         try:
             if not _is_whole(path):
                 for left in beside.glob(".unfinished-faces-*"):
                     shutil.rmtree(left, ignore_errors=True)
                 with tempfile.TemporaryDirectory(prefix=".unfinished-faces-", dir=beside) as folder:
-                    made = make(Path(folder))
-                    if beside == CACHE and made.is_dir():
-                        (made / RECORD).write_bytes(_count(made))
+                    built = build(Path(folder))
+                    if beside == CACHE and built.is_dir():
+                        (built / RECORD).write_bytes(_count(built))
                         if path.exists():  # with files missing
                             os.replace(path, Path(folder) / "before")
-                    os.replace(made, path)
+                    os.replace(built, path)
         finally:
             with suppress(OSError):  # on Windows the lock itself does it
                 os.unlink(lock.lock_file)
@@ -116,7 +104,7 @@ def _count(folder: Path) -> bytes:
 
 
 @contextmanager
-def naming_a_full_disk(folder: Path) -> Iterator[None]:
+def explain_full_disk(folder: Path) -> Iterator[None]:
     """Turn the system's error for a full disk into one that says what to do."""
     try:
         yield
@@ -137,8 +125,8 @@ def check_writable(folder: Path, setting: str) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise OSError(
-            f"{folder} cannot be written to ({error.strerror}): set {setting} to a place where "
-            "you may write."
+            f"{folder} cannot be written to ({error.strerror}). Set {setting} to a folder where "
+            "you have permission to write."
         ) from error
 
 
@@ -146,5 +134,6 @@ def refuse_unreadable(error: OSError) -> NoReturn:
     """Name a place that may not be read, and say what to do."""
     place = printable(str(error.filename))
     raise OSError(
-        f"{place} cannot be read ({error.strerror}): change that, or set data_dir anew."
+        f"{place} cannot be read ({error.strerror}). Change its permissions, or set data_dir to "
+        "another folder."
     ) from error

@@ -1,10 +1,16 @@
-"""Image files: found, and kept as one array."""
+"""Images: found, decoded once, kept as one array, and handed out a batch at a time.
+
+A file becomes pixels in ``decode``, all files become one uint8 array in ``load_images``, and rows
+of that array become a float tensor in ``FaceDataset``.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -14,25 +20,46 @@ from typing import Any, BinaryIO
 import numpy as np
 import PIL
 import pooch
+import torch
 import torchvision
 from filelock import FileLock
-from PIL import Image
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms import v2
 
 from faces import files
-from faces.decoding import decode
-from faces.files import check_writable, is_hidden, is_image_name, printable, writing
-from faces.processes import first_on_each_machine
-from faces.progress import Progress
+from faces.files import atomic_write, check_writable, printable
+from faces.parallel import Progress, local_main_process_first
 
+Images = np.ndarray | Tensor  # uint8 (n, H, W, 3)
+
+EXTENSIONS = (*IMG_EXTENSIONS, ".gif")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # PIL's others can start programs
+LARGEST = 2**30 // 4 // 3  # pixels: 256 MiB as RGB; above it PIL warns of a bomb
+LONGEST = 64  # times the short side, which a resize may bring to the size of the images
+ADVICE = "save it with 8 bits a channel"
 _HEADER = 128  # bytes of an .npy file before the pixels: numpy leaves room for any number of them
+
+# ------------------------------------------------------------------------ files
+
+
+def is_image_name(path: Path) -> bool:
+    """Tell by a relative path whether to look for an image there: by its ending, and not hidden."""
+    return path.suffix.lower() in EXTENSIONS and not any(map(is_hidden, path.parts))
+
+
+def is_hidden(name: str) -> bool:
+    """Tell whether a file or folder of this name is left out, such as ``._1.jpg``, ``__MACOSX``."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def find_images(
     folder: str | Path,
     max_images: int | None = None,
     seed: int | None = None,
-    part: str | None = None,
+    split: str | None = None,
 ) -> list[Path]:
     """List the image files below a folder, at any depth, sorted; hidden ones are left out.
 
@@ -42,29 +69,29 @@ def find_images(
         folder: where the images lie.
         max_images: how many to take, drawn at random; all of them if ``None`` or too large.
         seed: of that draw.
-        part: "held-out" for about a tenth of these, chosen by a hash of their names (for two of a
-            small set), "training" for the others, ``None`` for all.
+        split: "test" for about a tenth of these, held out by a hash of their names (two of a small
+            set), "train" for the others, ``None`` for all.
 
     Raises:
         FileNotFoundError: if there is no such folder, or no image in it.
         OSError: if a folder may not be read; it names it.
-        ValueError: if there is no such part, or there are too few images to hold some out.
+        ValueError: if there is no such split, or there are too few images to hold some out.
     """
-    if part not in (None, "training", "held-out"):
-        raise ValueError(f"part is {part!r}: it must be 'training', 'held-out' or None.")
+    if split not in (None, "train", "test"):
+        raise ValueError(f"split is {split!r}: it must be 'train', 'test' or None.")
     folder = Path(folder)
     paths = sorted(_files_below(folder)) if folder.is_dir() else []
     if not paths:
-        endings = ", ".join(IMG_EXTENSIONS)
+        endings = ", ".join(EXTENSIONS)
         raise FileNotFoundError(
-            f"There is no folder {folder}, or no image in it ({endings}): set data_dir to a folder "
+            f"There is no folder {folder}, or no image in it ({endings}). Set data_dir to a folder "
             "of images."
         )
     names_repeat = len({path.name for path in paths}) < len(paths)
     if max_images is not None and max_images < len(paths):
         chosen = np.random.default_rng(seed).choice(len(paths), max_images, replace=False)
         paths = [paths[i] for i in sorted(chosen)]
-    if part is None:
+    if split is None:
         return paths
     if len(paths) < 4:
         raise ValueError(f"{folder} holds {len(paths)} images: at least 4 are needed.")
@@ -74,19 +101,69 @@ def find_images(
     digests = [hashlib.sha256(name.encode(errors="surrogateescape")).digest() for name in names]
     hashes = np.array([int.from_bytes(digest[:8]) / 2**64 for digest in digests])
     held_out = hashes < max(0.1, np.partition(hashes, 2)[2])
-    return [path for path, out in zip(paths, held_out, strict=True) if out == (part == "held-out")]
+    return [path for path, out in zip(paths, held_out, strict=True) if out == (split == "test")]
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
     visited = set()
-    refuse = files.refuse_unreadable
-    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+    for place, folders, names in os.walk(folder, onerror=files.refuse_unreadable, followlinks=True):
         if os.path.realpath(place) in visited:
             folders.clear()
             continue
         visited.add(os.path.realpath(place))
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         yield from (Path(place, name) for name in names if is_image_name(Path(name)))
+
+
+# ------------------------------------------------------------------------ one image
+
+
+def decode(path: Path, transform: Callable[[Image.Image], Image.Image]) -> np.ndarray:
+    """Decode a file by its content, whatever its name; see ``load_images`` for what is done to it.
+
+    Returns:
+        What ``transform`` makes of the image, uint8 array (H, W, 3).
+
+    Raises:
+        Exception: of nearly any kind, if the file is damaged, no photograph, or no file at all.
+    """
+    if not path.is_file():
+        raise ValueError("it is not a file")  # opening a pipe would wait for ever
+    with Image.open(path, formats=FORMATS) as opened:
+        if opened.width * opened.height > LARGEST or max(opened.size) > LONGEST * min(opened.size):
+            size = f"{opened.width:,} x {opened.height:,}"
+            raise ValueError(f"{size} pixels are far too many, or far too long, for a photograph")
+        image = _convert_to_rgb(opened)
+    if image.size == (178, 218):
+        image = v2.functional.center_crop(image, 108)
+    pixels = np.asarray(transform(image))
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise TypeError(f"transform makes {pixels.dtype} {pixels.shape}, not uint8 (H, W, 3)")
+    return pixels
+
+
+def _convert_to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image just opened, of any mode, to RGB, and set it upright."""
+    is_deep = image.mode[0] in "IF" or ";16" in str(image.tile)  # more than 8 bits a channel
+    image = ImageOps.exif_transpose(image)
+    if image.mode[0] in "IF":  # convert() would clip these to 8 bits
+        values, top = np.asarray(image), 1 if image.mode == "F" else 65535
+        low, high = values.min(), values.max()
+        if not 0 <= low <= high <= top:
+            raise ValueError(
+                f"its values, {low:g} to {high:g}, are not from 0 to {top:,}: {ADVICE}"
+            )
+        image = Image.fromarray((values * (65535 // top) // 256).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
+    if is_deep and max(high for _, high in image.getextrema()) < 16:
+        raise ValueError(f"it is black, or uses 12 of 16 bits or fewer: {ADVICE}")
+    return image
+
+
+# ------------------------------------------------------------------------ one array of all
 
 
 def load_images(
@@ -122,20 +199,20 @@ def load_images(
         OSError: if the disk is full, or nothing can be written anywhere.
     """
     if data_dir is None:
-        return np.concatenate(list(_decoded(paths, transform, skip_broken=True)))
-    folder, names, states = _array_key(paths, transform, Path(data_dir), skip_broken)
-    with first_on_each_machine(), FileLock(folder / f".{names}.lock"):
+        return np.concatenate(list(_decode_blocks(paths, transform, skip_broken=True)))
+    folder, names, states = _find_array(paths, transform, Path(data_dir), skip_broken)
+    with local_main_process_first(), FileLock(folder / f".{names}.lock"):
         kept = folder.glob(f"{names}-{states}-*.npy")  # the name ends with a checksum
-        path = next((path for path in kept if path.stem.endswith(_checksum(path))), None)
+        path = next((path for path in kept if path.stem.endswith(_hash_file(path))), None)
         if path is None:
             # Of the same files before they changed, damaged, or of a run that was killed.
             for other in folder.glob(f"*{names}-*.npy"):
                 with suppress(PermissionError):  # on Windows, while a kernel has it open
                     other.unlink(missing_ok=True)
             path = folder / f"{names}-{states}.npy"
-            with writing(path) as temporary, open(temporary, "wb") as file:
-                _write_array(file, _decoded(paths, transform, skip_broken))
-            path = path.rename(path.with_stem(f"{path.stem}-{_checksum(path)}"))
+            with atomic_write(path) as temporary, open(temporary, "wb") as file:
+                _write_array(file, _decode_blocks(paths, transform, skip_broken))
+            path = path.rename(path.with_stem(f"{path.stem}-{_hash_file(path)}"))
     images = np.load(path, mmap_mode="r")
     if len(images) < len(paths):
         n = len(paths) - len(images)
@@ -143,7 +220,13 @@ def load_images(
     return images
 
 
-def _array_key(
+def array_folder(data_dir: Path) -> Path:
+    """Where the decoded images of a folder are kept, if that can be written to."""
+    place = data_dir.resolve()
+    return place.parent / f".{place.name}-arrays"
+
+
+def _find_array(
     paths: list[Path], transform: Any, data_dir: Path, skip_broken: bool
 ) -> tuple[Path, str, str]:
     """The folder of an array; a digest of the files' names and how they are read; one of the rest:
@@ -163,7 +246,7 @@ def _array_key(
         with suppress(Exception):  # decoding all of them names it
             pixels = decode(path, transform)
             states.update(f"{pixels.dtype} {pixels.shape}".encode() + pixels.tobytes())
-    folder = files.arrays_beside(data_dir)
+    folder = array_folder(data_dir)
     try:
         check_writable(folder, "data_dir")
     except OSError:
@@ -173,7 +256,7 @@ def _array_key(
     return folder, names.hexdigest()[:12], states.hexdigest()[:12]
 
 
-def _checksum(path: Path) -> str:
+def _hash_file(path: Path) -> str:
     return pooch.file_hash(path, "blake2b")[:12]
 
 
@@ -189,7 +272,7 @@ def _write_array(file: BinaryIO, blocks: Iterator[np.ndarray]) -> None:
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def _decoded(
+def _decode_blocks(
     paths: list[Path], transform: Callable[[Image.Image], Image.Image], skip_broken: bool
 ) -> Iterator[np.ndarray]:
     """Decode files in blocks, uint8 (up to 1024, H, W, 3); at the end, name those that failed."""
@@ -222,3 +305,100 @@ def _decoded(
             lines.append(f"and {len(broken) - 20} more")
         advice = "Delete or replace them, or set skip_broken = True to leave them out."
         raise ValueError("\n  ".join(lines) + f"\n{advice}")
+
+
+def fingerprint(images: np.ndarray) -> str:
+    """Describe an array of images by their number and a checksum: other images, another text."""
+    checksum = 0
+    for block in blocks(images):
+        checksum = zlib.crc32(block, checksum)
+    return f"{len(images):,} images, {checksum:08x}"
+
+
+# ------------------------------------------------------------------------ batches
+
+
+class FaceDataset(Dataset):
+    """A data set over one uint8 array of images, read a batch at a time.
+
+    Items are ``(image, label)``: a float tensor (3, H, W) in [0, 1] and 0, since faces have no
+    classes here. On a CUDA device with room the array is copied there, and batches are made there.
+
+    Args:
+        images: uint8 array (N, H, W, 3).
+
+    Attributes:
+        images: the same array.
+        pixels: the copy on the device, uint8 (N, H, W, 3), or ``images`` where there is none.
+    """
+
+    def __init__(self, images: np.ndarray) -> None:
+        self.images = images
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.pixels: Images = copy_to(device, images) if has_room(device, images) else images
+        self._n_read = 0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        images, labels = self.__getitems__([index])
+        return images[0], labels[0]
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """Return a batch, images (n, 3, H, W) and labels (n,), by one indexed read."""
+        if self.pixels is self.images:
+            images = torch.from_numpy(self.images[indices])
+            self._n_read += len(indices)
+            if self._n_read >= 1024:
+                release_memory(self.images)
+                self._n_read = 0
+        else:
+            rows = torch.tensor(indices).pin_memory()  # so that nothing waits for the copy
+            images = self.pixels[rows.to(self.pixels.device, non_blocking=True)]
+        images = images.permute(0, 3, 1, 2).contiguous().float().div_(255)
+        return images, torch.zeros(len(indices), dtype=torch.int64)
+
+    @staticmethod
+    def collate(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """For ``DataLoader(collate_fn=...)``: the batch is whole already."""
+        return batch
+
+
+def has_room(device: torch.device, images: np.ndarray) -> bool:
+    """Whether a CUDA device has room for twice as many bytes; no other device is asked."""
+    return device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] / 2
+
+
+def copy_to(device: torch.device, images: np.ndarray) -> Tensor:
+    """Copy images to a device, uint8 (N, H, W, 3), by way of a block of them at a time."""
+    copy = torch.empty(images.shape, dtype=torch.uint8, device=device)
+    for part, block in zip(copy.split(4096), blocks(images), strict=True):
+        part.copy_(torch.from_numpy(np.array(block)))
+    return copy
+
+
+def blocks(images: Images) -> Iterator[Images]:
+    """Up to 4096 images at a time; a mapped file's memory is released after each block."""
+    for start in range(0, len(images), 4096):
+        yield images[start : start + 4096]
+        release_memory(images)
+
+
+def release_memory(array: Images) -> None:
+    """Let go of the pages of a mapped file that were read so far; reading them again works."""
+    if isinstance(array, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+        array._mmap.madvise(mmap.MADV_DONTNEED)
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """Turn a generator's output into images.
+
+    Args:
+        images: float tensor (n, 3, H, W) in [-1, 1], on any device.
+
+    Returns:
+        uint8 array (n, H, W, 3).
+    """
+    pixels = images.detach().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()

@@ -1,17 +1,35 @@
-"""The lesson's definitions without its work: for drawing faces, tests and benchmarks."""
+"""The notebook as code: its definitions, its settings, the ideas that change it, its hashes."""
 
 from __future__ import annotations
 
 import ast
+import dis
+import functools
+import hashlib
+import importlib.util
+import inspect
 import json
 import linecache
+import os
 import sys
-from collections.abc import Iterator
+import textwrap
+import types
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from faces.files import NOTEBOOK
+import torch
+from torch.utils.data import DataLoader
+
+from faces.files import HERE, NOTEBOOK
+
+IDEAS = HERE / "ideas"
+
+# The modules of faces/ that only show, write or judge what a training has computed.
+_COMPUTE_NOTHING = {"__init__", "__main__", "explorer", "grading", "show"}
+
+# ------------------------------------------------------------------------ definitions
 
 
 def load_definitions(notebook: str | Path = NOTEBOOK) -> ModuleType:
@@ -24,22 +42,22 @@ def load_definitions(notebook: str | Path = NOTEBOOK) -> ModuleType:
         FileNotFoundError: if there is no such file.
     """
     path = Path(notebook).resolve()
-    lesson = ModuleType(f"{path.stem} (notebook)")
-    lesson.__file__ = str(path)
-    sys.modules[lesson.__name__] = lesson  # where pickle and apply_idea look for it
+    module = ModuleType(f"{path.stem} (notebook)")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # where pickle and apply_idea look for it
     for name, source, _ in _code_cells(path):
         kept = [statement for statement in ast.parse(source).body if _defines(statement)]
         linecache.cache[name] = (len(source), None, source.splitlines(True), name)
-        exec(compile(ast.Module(kept, []), name, "exec"), vars(lesson))
-    return lesson
+        exec(compile(ast.Module(kept, []), name, "exec"), vars(module))
+    return module
 
 
-def prepare(lesson: ModuleType, **names: Any) -> None:
-    """Set names of a lesson, then run the cells with the tag "build" in it."""
-    vars(lesson).update(names)
-    for name, source, tags in _code_cells(Path(lesson.__file__)):
+def prepare(module: ModuleType, **names: Any) -> None:
+    """Set names of a notebook's module, then run the cells with the tag "build" in it."""
+    vars(module).update(names)
+    for name, source, tags in _code_cells(Path(module.__file__)):
         if "build" in tags:
-            exec(compile(source, name, "exec"), vars(lesson))
+            exec(compile(source, name, "exec"), vars(module))
 
 
 def _code_cells(path: Path) -> Iterator[tuple[str, str, list[str]]]:
@@ -59,3 +77,332 @@ def _defines(statement: ast.stmt) -> bool:
             return False
         return True
     return isinstance(statement, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef))
+
+
+# ------------------------------------------------------------------------ settings
+
+
+def _whole(value: Any, least: int) -> bool:
+    return type(value) is int and value >= least  # True is an int, too
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+_COUNT = ("a whole number, at least 1", lambda v: _whole(v, 1))
+_RATE = ("above 0 and at most 0.01, such as 0.0002", lambda v: _number(v) and 0 < v <= 0.01)
+_FRACTION = ("at least 0 and below 1", lambda v: _number(v) and 0 <= v < 1)
+_SWITCH = ("True or False", lambda v: isinstance(v, bool))
+
+# What each setting must be, in words and as a test.
+RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "max_images": ("a whole number, at least 4, or None", lambda v: v is None or _whole(v, 4)),
+    "n_epochs": _COUNT,
+    "d_conv_dim": _COUNT,
+    "g_conv_dim": _COUNT,
+    "image_size": ("a multiple of 16, at least 32", lambda v: _whole(v, 32) and v % 16 == 0),
+    "batch_size": ("a whole number, at least 2", lambda v: _whole(v, 2)),
+    "z_size": _COUNT,
+    "d_lr": _RATE,
+    "g_lr": _RATE,
+    "beta1": _FRACTION,
+    "ema_decay": _FRACTION,
+    "seed": ("a whole number from 0 to 2**63 - 1", lambda v: _whole(v, 0) and v < 2**63),
+    "resume": _SWITCH,
+    "skip_broken": _SWITCH,
+    "accelerate": _SWITCH,
+}
+
+
+def choose_settings(
+    preset: str, presets: dict[str, dict[str, Any]], given: dict[str, Any]
+) -> dict[str, Any]:
+    """Take the preset's values for the settings that were left to it, check all, say what it chose.
+
+    Args:
+        preset: a name in ``presets``, or "auto": the environment variable ``FACES_PRESET`` if it
+            is set, else "full" where there is an accelerator and "quick" on a CPU.
+        presets: each preset's settings. Those that all presets list are taken where the given one
+            is ``None``; those that only some of them list always hold.
+        given: the settings among others, "idea" too, and "data_dir" and "output_dir".
+
+    Returns:
+        All settings, in the order of ``RANGES``, and "idea".
+
+    Raises:
+        ValueError: if there is no such preset, settings are out of their ranges, there is no such
+            idea, or the results would lie among the images; it names all.
+    """
+    why = "given by hand"
+    if preset == "auto" and os.environ.get("FACES_PRESET"):
+        preset, why = os.environ["FACES_PRESET"], "from the environment variable FACES_PRESET"
+    elif preset == "auto" and torch.accelerator.is_available():
+        preset, why = "full", "auto: there is an accelerator"
+    elif preset == "auto":
+        preset, why = "quick", "auto: there is no accelerator"
+    if preset not in presets:
+        raise ValueError(
+            f"preset is {preset!r} ({why}): set it to one of auto, {', '.join(presets)}."
+        )
+    decided = {
+        name: value
+        for name, value in presets[preset].items()
+        if given[name] is None or not all(name in other for other in presets.values())
+    }
+    settings = {name: given[name] for name in (*RANGES, "idea")} | decided
+    wrong = [
+        f"{name} is {settings[name]!r}: it must be {meaning}."
+        for name, (meaning, is_right) in RANGES.items()
+        if not is_right(settings[name])
+    ]
+    try:
+        find_ideas(settings["idea"])
+    except ValueError as error:
+        wrong.append(str(error))
+    data, output = (Path(given[n]).expanduser().resolve() for n in ("data_dir", "output_dir"))
+    if output.is_relative_to(data):
+        wrong.append(
+            f"output_dir is {given['output_dir']}, which lies in data_dir ({given['data_dir']}): "
+            "the pictures written there would become training data. Set output_dir to a folder "
+            "outside."
+        )
+    if wrong:
+        raise ValueError("\n".join(wrong))
+    print(f"preset {preset} ({why})")
+    for name, value in decided.items():
+        print(f"  {name} = {value or repr(value)}")  # that there is no idea shows as ''
+    return settings
+
+
+# ------------------------------------------------------------------------ ideas
+
+
+def apply_idea(
+    idea: str, notebook: str | ModuleType, settings: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Change a notebook by files of ideas/, or by files of the learner's own.
+
+    A file defines at least one of ``patch(notebook)``, which gives names of the notebook another
+    meaning, ``loader_options(loader)``, which returns the arguments of ``DataLoader`` that differ
+    from those of the notebook's loader, and ``modify(D, G)``, which changes the networks that
+    ``build_network`` has made. Called again, it first takes back what it changed before.
+
+    Args:
+        idea: names of files in ideas/, or paths that end in ".py", joined by "+"; "" for none.
+        notebook: the module to change, or its name.
+        settings: names and values of the notebook's settings.
+
+    Returns:
+        The settings with the values that the notebook has now.
+
+    Raises:
+        ValueError: if there is no such file, or it defines none of the functions.
+    """
+    module = sys.modules[notebook] if isinstance(notebook, str) else notebook
+    ideas = load_ideas(idea)
+    change_notebook(module, ideas.values())
+    for each in ideas.values():
+        print("idea:", (each.__doc__ or each.__name__).strip().splitlines()[0])
+    now = {name: getattr(module, name, value) for name, value in (settings or {}).items()}
+    return now | {"idea": "+".join(ideas)}
+
+
+def change_notebook(notebook: ModuleType, ideas: Iterable[ModuleType]) -> None:
+    """Take back what was changed before, then change a notebook by loaded files.
+
+    Without a loader, as where faces are drawn from trained weights, there is none to change.
+    """
+    names = vars(notebook)
+    for name, (plain, changed) in names.pop("_changed_by_ideas", {}).items():
+        if names.get(name) is changed:  # else its cell was run again
+            names[name] = plain
+    before = dict(names)
+    for idea in ideas:
+        if hasattr(idea, "patch"):
+            idea.patch(notebook)
+        if hasattr(idea, "loader_options") and "celeba_train_loader" in names:
+            loader = notebook.celeba_train_loader
+            notebook.celeba_train_loader = _loader_like(loader, **idea.loader_options(loader))
+        if hasattr(idea, "modify"):
+            notebook.build_network = _then(notebook.build_network, idea.modify)
+    changed = {name for name in before if names[name] is not before[name]}
+    names["_changed_by_ideas"] = {name: (before[name], names[name]) for name in changed}
+
+
+def load_ideas(idea: str) -> dict[str, ModuleType]:
+    """Import the files of ideas, given as for ``apply_idea``, which says what is refused."""
+    return {part: _load(path) for part, path in find_ideas(idea).items()}
+
+
+def find_ideas(idea: str) -> dict[str, Path]:
+    """Find the files of ideas, given as for ``apply_idea``; ``ValueError`` if one is not there."""
+    found = {}
+    for part in filter(None, map(str.strip, str(idea).split("+"))):
+        is_own = part.endswith(".py")
+        found[part] = path = Path(part).expanduser() if is_own else IDEAS / f"{part}.py"
+        if not path.is_file() or not (is_own or part.isidentifier()):
+            there = ", ".join(sorted(p.stem for p in IDEAS.glob("*.py")))
+            raise ValueError(
+                f"There is no idea {part!r}. Set idea to one or more of {there}, joined by '+', or "
+                "to the path of a file of your own that ends in '.py'."
+            )
+    return found
+
+
+def _load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"idea_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not any(hasattr(module, name) for name in ("patch", "loader_options", "modify")):
+        raise ValueError(
+            f"{path} must define at least one of patch(notebook), loader_options(loader) and "
+            "modify(D, G)."
+        )
+    return module
+
+
+def _loader_like(plain: DataLoader, **changes: Any) -> DataLoader:
+    names = ("dataset", "batch_size", "sampler", "drop_last", "generator", "collate_fn")
+    return DataLoader(**{name: getattr(plain, name) for name in names} | changes)
+
+
+def _then(build_network: Callable[..., Any], change: Callable[..., None]) -> Callable[..., Any]:
+    @functools.wraps(build_network)
+    def changed(*sizes: int, **named_sizes: int) -> Any:
+        networks = build_network(*sizes, **named_sizes)
+        change(*networks)
+        return networks
+
+    return changed
+
+
+# ------------------------------------------------------------------------ hashes
+
+
+def hash_run(
+    train: Callable[..., Any], networks: Iterable[type], settings: dict[str, Any]
+) -> dict[str, str]:
+    """Hash all code that decides what a training computes: a run resumes with the same only.
+
+    It is that of the notebook, of the ideas, and of ``faces/``. Comments, docstrings and layout do
+    not count.
+
+    Args:
+        train: the notebook's function that trains.
+        networks: the classes of its networks.
+        settings: those of the run, "idea" among them; values that functions read under these names
+            are left out.
+
+    Returns:
+        Hashes by the names of what they are of, such as "the code of scale".
+    """
+    loads = train.__globals__.get("get_dataloader")  # what train() itself does not call
+    hashes = hash_functions(train, loads, *networks, settings=settings)
+    hashes |= {f"the code of {n}": h for n, h in hash_ideas(settings.get("idea", "")).items()}
+    return hashes | hash_package()
+
+
+def hash_source(source: str) -> str:
+    """Hash source code as it runs: 12 hexadecimal digits."""
+    try:
+        tree = ast.parse(textwrap.dedent(source))
+    except SyntaxError:  # a part of an expression, such as a lambda in a call
+        return hashlib.sha256(source.encode()).hexdigest()[:12]
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            node.body = node.body[ast.get_docstring(node, clean=False) is not None :]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:12]
+
+
+def hash_functions(*roots: Any, settings: Iterable[str] = ()) -> dict[str, str]:
+    """Hash functions and classes of a notebook, and all that they use there.
+
+    Args:
+        roots: a function of the notebook, and further functions and classes.
+        settings: names of values that do not count.
+
+    Returns:
+        A hash for each function and class, "unknown" where the source cannot be had, and the
+        numbers and texts that they read. What an idea put in the place of a function is left out,
+        but what that still calls of the notebook is not.
+    """
+    hashes: dict[str, str] = {}
+    todo, seen = list(roots), set()
+    names = inspect.unwrap(todo[0]).__globals__
+    home = names.get("__name__")
+    while todo:
+        item = inspect.unwrap(todo.pop())
+        if id(item) in seen or not isinstance(item, (types.FunctionType, type)):
+            continue
+        seen.add(id(item))
+        members = vars(item).values() if isinstance(item, type) else [item]
+        members = [getattr(m, "__func__", getattr(m, "fget", m)) for m in members]
+        functions = [m for m in members if isinstance(m, types.FunctionType)]
+        is_own = item.__module__ == home
+        if is_own:
+            name = f"the code of {item.__name__}"
+            try:
+                code = hash_source("".join(map(inspect.getsource, functions)))
+            except OSError:
+                code = "unknown"
+            hashes[name] = f"{hashes[name]}, {code}" if name in hashes else code  # two lambdas
+        elif isinstance(item, type):
+            continue
+        for function in functions:
+            todo += [cell.cell_contents for cell in function.__closure__ or ()]
+            used = _names_used(function.__code__, attributes=not is_own) & names.keys()
+            todo += [names[name] for name in sorted(used)]  # in the same order in each process
+            for name in used - set(settings) if is_own else ():
+                if _is_plain(names[name]):
+                    hashes[f"the value of {name}"] = repr(names[name])
+    return hashes
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a number, a text, or a tuple of them: others may show an address."""
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return isinstance(value, (bool, int, float, str))
+
+
+def _names_used(code: types.CodeType, attributes: bool) -> set[str]:
+    """The global names that code reads, and on request the attributes, of a module perhaps."""
+    if attributes:
+        used = set(code.co_names)
+    else:
+        used = {step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"}
+    inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
+    return used.union(*(_names_used(c, attributes) for c in inner))
+
+
+def hash_ideas(idea: str) -> dict[str, str]:
+    """Hash the files of ideas, given as for ``apply_idea``, and those beside them that they use."""
+    paths = {path for module in load_ideas(idea).values() for path in _files_of(module)}
+    return {path.name: hash_source(path.read_text(encoding="utf-8")) for path in sorted(paths)}
+
+
+def _files_of(module: ModuleType) -> set[Path]:
+    """The file of an idea, and those of modules from its folder or ideas/ that it imports."""
+    own = Path(module.__file__).resolve()
+    modules = [v for v in vars(module).values() if isinstance(v, ModuleType)]
+    paths = [Path(m.__file__).resolve() for m in modules if getattr(m, "__file__", None)]
+    return {own, *(path for path in paths if path.parent in (IDEAS, own.parent))}
+
+
+@functools.cache
+def hash_package() -> dict[str, str]:
+    """Hash what ``faces/`` defines, but for the modules that compute nothing of a training."""
+    hashes = {}
+    for path in sorted((HERE / "faces").glob("*.py")):
+        if path.stem in _COMPUTE_NOTHING:
+            continue
+        others = []  # constants and the like
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+                name = f"the code of {node.name} in faces/{path.name}"
+                hashes[name] = hash_source(ast.unparse(node))
+            else:
+                others.append(ast.unparse(node))
+        hashes[f"the constants of faces/{path.name}"] = hash_source("\n".join(others))
+    return hashes

@@ -1,104 +1,150 @@
-"""Networks and steps made fast; what they compute stays the same, up to rounding."""
+"""Networks and steps made fast; what they compute stays the same, up to rounding.
+
+``Accelerator`` is what the lesson sees. Below it are the parts: how many threads, bfloat16, 4x4
+convolutions as matrix products on a CPU, a step recorded on a CUDA device.
+"""
 
 from __future__ import annotations
 
-import functools
 import os
+import time
+import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import psutil
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
+import torch.nn.modules.module
 from torch import Tensor, nn
 
-from faces.cuda_graph import RecordedStep
-from faces.processes import say
+from faces.parallel import distribute, join_processes, leave_processes, print_main
+
+Step = Callable[..., tuple[Tensor, Tensor]]
 
 
-class Speed:
-    """What the lesson's networks and step gain on a device.
+class Accelerator:
+    """Where the lesson trains, and what makes its networks and its step fast there.
 
     Args:
-        device: where they are.
-        fast: False leaves everything as it is, in float32.
+        accelerate: False leaves networks and the step as they are, in float32.
 
     Attributes:
+        device: this process's device.
+        num_processes: how many train together: one, or those that ``torchrun`` started.
         precision: "bfloat16" where the device multiplies matrices much faster in it, else
             "float32".
+
+    Raises:
+        ValueError: if a machine has fewer accelerators than processes.
     """
 
-    def __init__(self, device: torch.device, fast: bool) -> None:
-        self.device = device
-        self.fast = fast
-        self.precision = "bfloat16" if fast and bfloat16_pays(device) else "float32"
+    def __init__(self, accelerate: bool = True) -> None:
+        self.device, self.num_processes = join_processes()
+        self.accelerate = accelerate
+        self.precision = "bfloat16" if accelerate and bfloat16_pays(self.device) else "float32"
 
-    def up(self, *networks: nn.Module) -> None:
-        """Change networks that are on the device, in place.
+    def prepare(self, *networks: nn.Module) -> tuple[nn.Module, ...]:
+        """Move networks to the device and make them fast there, in place; return them.
 
-        Weights and activations are kept in the order of PyTorch's ``channels_last``, except on an
-        Apple GPU: there batch norm's backward pass fails in that order, or is wrong, in PyTorch
-        2.11 to 2.13 (https://github.com/pytorch/pytorch/issues/175189). On a CPU the 4x4
-        convolutions of small pictures (8x8 pixels and less on the larger side) become matrix
-        products with the pictures' patches: the convolution library is several times slower there.
-        Where bfloat16 pays, networks compute in it while they train, and still return float32.
+        See ``make_fast`` for what is done.
         """
-        if not self.fast:
-            return
-        if self.device.type == "cuda":
-            torch.backends.cudnn.benchmark = True
         for network in networks:
-            if self.device.type != "mps":
-                network.to(memory_format=torch.channels_last)
-            if self.device.type == "cpu":
-                multiply_patches(network)
-            if self.precision == "bfloat16":
-                network.__class__ = _in_bfloat16(type(network))
+            network.to(self.device)
+            if self.accelerate:
+                make_fast(network, self.device, self.precision)
+        return networks
 
-    def step(
+    def capture(
         self,
-        step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-        *optimizers: torch.optim.Optimizer,
-    ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Return a training step on (images, latents) itself, or recorded, on one CUDA device.
+        step: Step,
+        networks: tuple[nn.Module, nn.Module],
+        optimizers: tuple[torch.optim.Optimizer, ...],
+    ) -> Step:
+        """Return ``step(D, G, images, latents)`` as a function of images and latents, made fast.
 
-        On a CPU it may use fewer threads than before, see ``use_free_cores``.
+        Of several processes, each averages its gradients with the others'. On one CUDA device the
+        step is recorded, see ``RecordedStep``.
 
         Args:
-            step: see ``RecordedStep``.
+            step: takes D, G, images and latents; returns both losses.
+            networks: D and G.
             optimizers: those that it steps, in the state in which they go on.
         """
-        if self.fast and self.device.type == "cuda" and not dist.is_initialized():
+        step = partial(step, *distribute(*networks))
+        if self.accelerate and self.device.type == "cuda" and self.num_processes == 1:
             return RecordedStep(step, *optimizers)
-        if self.fast and self.device.type == "cpu":
-            use_free_cores()
         return step
 
+    def finish(self) -> None:
+        """End all processes but the main one, which shows the results."""
+        leave_processes()
+        self.num_processes = 1
 
-def use_free_cores() -> None:
-    """Let PyTorch use as many threads as other programs leave it cores, one at least; say so.
+
+def make_fast(network: nn.Module, device: torch.device, precision: str) -> None:
+    """Make a network fast on the device that it is on, in place.
+
+    Weights and activations are kept in the order of PyTorch's ``channels_last``, except on an Apple
+    GPU: there batch norm's backward pass fails in that order, or is wrong, in PyTorch 2.11 to 2.13
+    (https://github.com/pytorch/pytorch/issues/175189). On a CPU the 4x4 convolutions of small
+    images (8x8 pixels and less on the larger side) become matrix products with the images' patches:
+    the convolution library is several times slower there. In bfloat16 the network computes while it
+    trains, and still returns float32.
+    """
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+    if device.type != "mps":
+        network.to(memory_format=torch.channels_last)
+    if device.type == "cpu":
+        multiply_patches(network)
+    if precision == "bfloat16":
+        network.__class__ = _in_bfloat16(type(network))
+
+
+class FreeCores:
+    """Lets PyTorch use as many threads as other programs leave it cores, one at least.
 
     Threads wait for the last of them many times a step: beside a busy program two threads on two
     cores are several times slower than one. Where the variable ``OMP_NUM_THREADS`` is set, it
-    decides. To watch the processor takes half a second.
+    decides. As a context manager it watches the processor for half a second, and sets the number of
+    threads back at the end; ``look`` takes in what happened since the last look.
     """
-    n_threads = threads_at_first()
-    if n_threads == 1 or "OMP_NUM_THREADS" in os.environ:
-        return
-    times = psutil.cpu_times_percent(0.5)
-    n_free = (times.idle + getattr(times, "iowait", 0)) / 100 * psutil.cpu_count()
-    n_used = max(1, min(n_threads, round(n_free)))
-    torch.set_num_threads(n_used)
-    if n_used < n_threads:
-        many = f"{n_used} of {n_threads} threads"
-        say(f"Other programs keep the processor busy: training with {many}, which is faster then.")
 
+    def __enter__(self) -> FreeCores:
+        self.most = torch.get_num_threads()
+        self._is_asked = self.most > 1 and "OMP_NUM_THREADS" not in os.environ
+        if self._is_asked:
+            self._seen = self._read()
+            time.sleep(0.5)
+            self.look()
+        return self
 
-@functools.cache
-def threads_at_first() -> int:
-    """How many threads PyTorch used when this was first asked."""
-    return torch.get_num_threads()
+    def __exit__(self, *exception: object) -> None:
+        torch.set_num_threads(self.most)
+
+    def look(self) -> None:
+        """Set the number of threads to that of the cores that others have left since last time."""
+        if not self._is_asked:
+            return
+        before, self._seen = self._seen, self._read()
+        seconds, n_free = (now - then for now, then in zip(self._seen, before, strict=True))
+        n_free = n_free / max(seconds, 1e-3)
+        n_before, n_threads = torch.get_num_threads(), max(1, min(self.most, round(n_free)))
+        torch.set_num_threads(n_threads)
+        if n_threads < n_before:
+            print_main(
+                f"Other programs keep the processor busy: training with {n_threads} of {self.most} "
+                "threads, which is faster then."
+            )
+
+    @staticmethod
+    def _read() -> tuple[float, float]:
+        """Seconds by the clock, and seconds of cores that were idle or worked for this process."""
+        times, own = psutil.cpu_times(), psutil.Process().cpu_times()
+        idle = times.idle + getattr(times, "iowait", 0)
+        return time.monotonic(), idle + own.user + own.system
 
 
 def bfloat16_pays(device: torch.device) -> bool:
@@ -137,11 +183,11 @@ def multiply_patches(network: nn.Module) -> None:
 
 
 class _Patches(torch.autograd.Function):
-    """The 4x4 patches, 2 pixels apart, of pictures (n, C, 2h, 2w) with a border of 1 zero.
+    """The 4x4 patches, 2 pixels apart, of images (n, C, 2h, 2w) with a border of 1 zero.
 
     The result is (n * h * w, 4 * 4 * C). Its transpose, which adds patches up again, is ``join``.
     F.unfold and F.fold, with the transposition that they need, take 4 to 14 times as long, forward
-    and backward (32 pictures of 8x8, 4x4 and 2x2, float32, one thread of an AMD EPYC).
+    and backward (32 images of 8x8, 4x4 and 2x2, float32, one thread of an AMD EPYC).
     """
 
     @staticmethod
@@ -186,7 +232,7 @@ class _JoinedPatches(torch.autograd.Function):
 
 
 class _Conv2d(nn.Conv2d):
-    """A 4x4 convolution with stride 2, as one matrix product where pictures are small."""
+    """A 4x4 convolution with stride 2, as one matrix product where images are small."""
 
     def forward(self, x: Tensor) -> Tensor:
         n, _, height, width = x.shape
@@ -208,3 +254,91 @@ class _ConvTranspose2d(nn.ConvTranspose2d):
         patches = rows @ self.weight.permute(0, 2, 3, 1).flatten(1)
         y = _JoinedPatches.apply(patches, (n, height, width))
         return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1)
+
+
+# ------------------------------------------------------------------------ CUDA
+
+
+class RecordedStep:
+    """A training step that is recorded once as a CUDA graph and then replayed.
+
+    Replaying costs the CPU one call instead of hundreds. The first three calls run plainly on the
+    stream that then records, as PyTorch's notes on CUDA graphs ask for; so does a batch smaller
+    than the one recorded, and every call while global hooks on modules or optimizers want to see
+    it. Random numbers drawn on the GPU are new at each replay; numbers of Python's, such as a
+    learning rate that was set to a float again, stay what they were at the recording.
+
+    Args:
+        step: takes images and latents on a CUDA device and returns tensors; everything that it
+            changes must be on that device.
+        optimizers: those that it steps, in the state in which they go on; they are made capturable,
+            and their learning rates tensors, which can be changed between replays.
+
+    Raises:
+        RuntimeError: (when called) if the step cannot be recorded.
+    """
+
+    def __init__(
+        self,
+        step: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
+        *optimizers: torch.optim.Optimizer,
+    ) -> None:
+        self._step = step
+        self._stream = torch.cuda.Stream()
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._size = self._n_plain = 0
+        for optimizer in optimizers:
+            _make_capturable(optimizer)
+
+    def __call__(self, images: Tensor, z: Tensor) -> tuple[Tensor, ...]:
+        """Run the step; what it returns is overwritten by the next call."""
+        if len(images) > self._size:  # a larger batch than before: record that
+            self._size, self._n_plain, self._graph = len(images), 0, None
+        if len(images) < self._size or self._n_plain < 3 or _is_watched():
+            self._n_plain += len(images) == self._size
+            return self._run_plainly(images, z)
+        if self._graph is None:
+            self._batch = images.clone(), z.clone()
+            self._graph = torch.cuda.CUDAGraph()
+            try:
+                with torch.cuda.graph(self._graph, stream=self._stream):
+                    self._returned = [tensor.detach() for tensor in self._step(*self._batch)]
+            except Exception as error:  # PyTorch stays on the recording stream
+                raise RuntimeError(
+                    "The training step cannot be recorded as a CUDA graph: restart the kernel and "
+                    "set accelerate = False."
+                ) from error
+        for recorded, new in zip(self._batch, (images, z), strict=True):
+            recorded.copy_(new)
+        self._graph.replay()
+        return tuple(self._returned)
+
+    def _run_plainly(self, images: Tensor, z: Tensor) -> tuple[Tensor, ...]:
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*capturable")  # Adam: "but not captured"
+            returned = [tensor.detach() for tensor in self._step(images, z)]
+        torch.cuda.current_stream().wait_stream(self._stream)
+        return tuple(returned)
+
+
+def _make_capturable(optimizer: torch.optim.Optimizer) -> None:
+    for group in optimizer.param_groups:
+        device = group["params"][0].device
+        group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)
+        if "capturable" in group:
+            group["capturable"] = True
+    for parameter, state in optimizer.state.items():
+        if "step" in state:  # of an optimizer that was not capturable, on the CPU
+            state["step"] = state["step"].to(parameter.device)
+
+
+def _is_watched() -> bool:
+    """Whether global hooks are installed, which a replay would not call."""
+    from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
+    return bool(
+        torch.nn.modules.module._has_any_global_hook()
+        or _global_optimizer_pre_hooks
+        or _global_optimizer_post_hooks
+    )

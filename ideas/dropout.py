@@ -6,7 +6,7 @@ Srivastava et al., 2014, https://jmlr.org/papers/v15/srivastava14a.html
 from torch import nn
 
 
-def networks(D: nn.Module, G: nn.Module) -> None:
+def modify(D: nn.Module, G: nn.Module) -> None:
     """Append a dropout layer to each of D's blocks."""
     for block in (D.conv1, D.conv2, D.conv3, D.conv4):
         block.append(nn.Dropout(0.25))

@@ -1,4 +1,4 @@
-"""Flips: half of the real images are mirrored at random, so that D sees twice as many pictures."""
+"""Flips: half of the real images are mirrored at random, so that D sees twice as many images."""
 
 from types import ModuleType
 
@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 
-def names(lesson: ModuleType) -> None:
+def patch(notebook: ModuleType) -> None:
     """Mirror images just before they are scaled."""
-    scale = lesson.scale
+    scale = notebook.scale
 
     def mirror_and_scale(x: Tensor) -> Tensor:
         is_mirrored = torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5
         return scale(torch.where(is_mirrored, x.flip(3), x))
 
-    lesson.scale = mirror_and_scale
+    notebook.scale = mirror_and_scale

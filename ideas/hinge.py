@@ -1,6 +1,6 @@
 """Hinge: D's loss is 0 for a logit that is right by at least 1; G moves its logits up, for ever.
 
-D does not learn from pictures that it is sure of (Lim and Ye, 2017,
+D does not learn from images that it is sure of (Lim and Ye, 2017,
 https://arxiv.org/abs/1705.02894).
 """
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 
-def names(lesson: ModuleType) -> None:
+def patch(notebook: ModuleType) -> None:
     """Replace both losses."""
 
     def discriminator_loss(D: nn.Module, real_images: Tensor, fake_images: Tensor) -> Tensor:
@@ -19,4 +19,4 @@ def names(lesson: ModuleType) -> None:
     def generator_loss(D: nn.Module, real_images: Tensor, fake_images: Tensor) -> Tensor:
         return -D(fake_images).mean()
 
-    lesson.discriminator_loss, lesson.generator_loss = discriminator_loss, generator_loss
+    notebook.discriminator_loss, notebook.generator_loss = discriminator_loss, generator_loss

@@ -3,6 +3,6 @@
 from torch.utils.data import DataLoader
 
 
-def loader(plain: DataLoader) -> dict[str, bool]:
+def loader_options(loader: DataLoader) -> dict[str, bool]:
     """Take the same images in the same order, without ``drop_last``."""
     return {"drop_last": False}

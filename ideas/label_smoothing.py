@@ -9,10 +9,10 @@ from types import ModuleType
 from torch import Tensor, nn
 
 
-def names(lesson: ModuleType) -> None:
+def patch(notebook: ModuleType) -> None:
     """Change D's loss."""
 
     def discriminator_loss(D: nn.Module, real_images: Tensor, fake_images: Tensor) -> Tensor:
-        return lesson.real_loss(D(real_images), 0.9) + lesson.fake_loss(D(fake_images))
+        return notebook.real_loss(D(real_images), 0.9) + notebook.fake_loss(D(fake_images))
 
-    lesson.discriminator_loss = discriminator_loss
+    notebook.discriminator_loss = discriminator_loss

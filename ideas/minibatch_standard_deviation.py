@@ -1,6 +1,6 @@
-"""Minibatch standard deviation: D is told how much the pictures of a batch differ.
+"""Minibatch standard deviation: D is told how much the images of a batch differ.
 
-So it notices a generator whose pictures are all alike (Karras et al., 2018,
+So it notices a generator whose images are all alike (Karras et al., 2018,
 https://arxiv.org/abs/1710.10196, section 3). In the paper one more plane of the last feature maps
 says so. Here batch norm would hide it, so it goes from the first block, which has none, to the
 last layer.
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 
-def networks(D: nn.Module, G: nn.Module) -> None:
+def modify(D: nn.Module, G: nn.Module) -> None:
     """Let D's last layer have one more input."""
 
     def measure(block: nn.Module, inputs: tuple[Tensor], x: Tensor) -> None:

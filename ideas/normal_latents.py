@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 
-def names(lesson: ModuleType) -> None:
+def patch(notebook: ModuleType) -> None:
     """Draw other latents."""
 
     def sample_z(n: int) -> Tensor:
-        return torch.randn(n, lesson.z_size, device=lesson.device)
+        return torch.randn(n, notebook.z_size, device=notebook.device)
 
-    lesson.sample_z = sample_z
+    notebook.sample_z = sample_z

@@ -21,7 +21,7 @@ class Residual(nn.Module):
         return leaky_relu(x + self.batch_norm(self.conv(x)), 0.2)
 
 
-def networks(D: nn.Module, G: nn.Module) -> None:
+def modify(D: nn.Module, G: nn.Module) -> None:
     """Append a residual layer to each block that has batch norm."""
     for block in (D.conv2, D.conv3, D.conv4, G.deconv1, G.deconv2, G.deconv3):
         block.append(Residual(block[0].out_channels))

@@ -15,7 +15,7 @@ class ResizeConvolution(nn.Conv2d):
         return super().forward(interpolate(x, scale_factor=2))
 
 
-def networks(D: nn.Module, G: nn.Module) -> None:
+def modify(D: nn.Module, G: nn.Module) -> None:
     """Replace all transposed convolutions of G; their biases stay."""
     for block in (G.deconv1, G.deconv2, G.deconv3):
         block[0] = instead_of(block[0])

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 
-def networks(D: nn.Module, G: nn.Module) -> None:
+def modify(D: nn.Module, G: nn.Module) -> None:
     """Take D's batch norm out, and normalise all its layers."""
     for block in (D.conv2, D.conv3, D.conv4):
         block[0].bias = nn.Parameter(torch.zeros(block[0].out_channels))

@@ -1,30 +1,32 @@
-"""Made-up images for the tests, nobody's photographs, and a server that has them."""
+"""Made-up images for the tests, nobody's photographs, a server that has them, and faults."""
 
 import hashlib
 import http.server
 import os
 import shutil
+import signal
 import threading
-from collections.abc import Iterator
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import faces  # noqa: F401 (before torch: how its threads wait)
-
-# isort: split
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 from xdist.scheduler import LoadScopeScheduling
 
-from faces import download, files
+from faces import data, files
+from faces.images import find_images, load_images
 
 # The tests have a process on each core: more threads would only be in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
+RESIZE = v2.Compose([v2.Resize(32), v2.CenterCrop(32)])
 
 COLORS = {  # one of each class of lightness
     "dark": (70, 45, 35),
@@ -64,6 +66,11 @@ def blobs(n: int, height: int, width: int, seed: int) -> np.ndarray:
     return np.stack([np.asarray(Image.fromarray(s).resize((width, height))) for s in small])
 
 
+def load(folder: Path, **options: bool) -> np.ndarray:
+    """The images of a folder as the kept array, uint8 (n, 32, 32, 3)."""
+    return load_images(find_images(folder), RESIZE, folder, **options)
+
+
 @pytest.fixture
 def image_dir(tmp_path: Path) -> Path:
     """A folder in the official archive's layout: 40 images 64x64 and macOS litter."""
@@ -91,7 +98,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def absent(tmp_path: Path) -> Path:
     """A path of the default name, where nothing is yet."""
     (tmp_path / "new").mkdir()
-    return tmp_path / "new" / download.DATA
+    return tmp_path / "new" / data.DATA
 
 
 def make_zip(folder: Path, archive: Path) -> Path:
@@ -105,13 +112,65 @@ def assert_nothing_left(cache: Path) -> None:
     assert not cache.exists() or not list(cache.iterdir())
 
 
+# ------------------------------------------------------------------------ kills and full disks
+
+
+@pytest.fixture
+def begin() -> Iterator[Callable[[Callable[[], object]], int]]:
+    """Begins something in another process, and gives its number; kills what is left of it."""
+    if not hasattr(os, "fork"):
+        pytest.skip("processes are started otherwise here")
+    children = []
+
+    def begin_one(work: Callable[[], object]) -> int:
+        child = os.fork()
+        if not child:
+            try:
+                work()
+                os._exit(0)
+            finally:
+                os._exit(1)
+        children.append(child)
+        return child
+
+    yield begin_one
+    for child in children:
+        with suppress(ProcessLookupError, ChildProcessError):  # a test waited for it
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    ends = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < ends, "nothing happens"
+        time.sleep(0.01)
+
+
+@contextmanager
+def full_disk(largest: int) -> Iterator[None]:
+    """Let no file become larger: the same error in the same place as on a full disk.
+
+    A test needs ``capsys`` too: what it prints would else go to such a file.
+    """
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+# ------------------------------------------------------------------------ the network
+
+
 class Server(http.server.BaseHTTPRequestHandler):
     """Answers each GET as the next of ``behaviours`` says, and for ever as the last of them."""
 
     content = b""
     behaviours: list[str]
     asked: list[str]  # what each GET was answered
-    sent: list[int]  # the lengths of the rests given
     ended: threading.Event  # ends all stalls
 
     def do_HEAD(self) -> None:
@@ -133,13 +192,7 @@ class Server(http.server.BaseHTTPRequestHandler):
             content = self.content
             if behaviour == "page":
                 content = b"<html>Please log in.</html>"
-            elif behaviour == "wrong bytes":
-                content = content[::-1]
-            elif behaviour == "gives the rest":
-                start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
-                content = content[start:]
-                self.sent.append(len(content))
-            self.send_response(206 if behaviour == "gives the rest" else 200)
+            self.send_response(200)
             if behaviour not in ("breaks off unnoticed", "never ends"):  # else nobody can notice
                 self.send_header("Content-Length", str(len(content)))
             self.end_headers()
@@ -148,7 +201,7 @@ class Server(http.server.BaseHTTPRequestHandler):
                 self.wfile.write(content[: len(content) // 2] if half else content)
             with suppress(OSError):  # who asked has gone
                 while behaviour == "drips" and not self.ended.wait(0.1):
-                    self.wfile.write(b"P")
+                    self.wfile.write(bytes(2**10))
                 while behaviour == "never ends" and not self.ended.is_set():
                     self.wfile.write(bytes(2**16))
             if behaviour == "stalls":
@@ -164,21 +217,15 @@ def server(
 ) -> Iterator[type[Server]]:
     """A server that has the archive; returns its handler class. Nobody waits long for it."""
     content = make_zip(image_dir, tmp_path / "archive.zip").read_bytes()
-    state = {
-        "content": content,
-        "behaviours": ["whole"],
-        "asked": [],
-        "sent": [],
-        "ended": threading.Event(),
-    }
-    handler = type("Handler", (Server,), state)
+    state = {"content": content, "behaviours": ["whole"], "asked": []}
+    handler = type("Handler", (Server,), state | {"ended": threading.Event()})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
         threading.Thread(target=running.serve_forever, args=(0.05,), daemon=True).start()
         url = f"http://127.0.0.1:{running.server_port}/archive.zip"
-        monkeypatch.setattr(download, "ARCHIVE_URL", url)
-        monkeypatch.setattr(download, "ARCHIVE_SHA256", hashlib.sha256(content).hexdigest())
-        monkeypatch.setattr(download, "DOWNLOAD_TIMEOUT", 0.8)
-        monkeypatch.setattr(download, "DOWNLOAD_PAUSE", 0.01)
+        monkeypatch.setattr(data, "ARCHIVE_URL", url)
+        monkeypatch.setattr(data, "ARCHIVE_SHA256", hashlib.sha256(content).hexdigest())
+        monkeypatch.setattr(data, "DOWNLOAD_TIMEOUT", 0.8)
+        monkeypatch.setattr(data, "DOWNLOAD_PAUSE", 0.01)
         yield handler
         handler.ended.set()
         running.shutdown()

@@ -2,11 +2,12 @@
 
     python tests/random_faults.py [--faults 200] [--first 0] [--seed 0]
 
-A file of a stopped run is changed (bits flipped, cut short, zeroed, deleted, renamed), or a run
-is kept from writing large files, or is killed, stopped, or loses a file or its folder, after a
-random step or just before a file that it wrote takes its name. It is then started again. That must
-give the same result as the run without a fault; or refuse with a sentence, and give it once that
-is followed. Faces must be drawn from its weights as before, or be refused with a sentence.
+Each kind of fault has its turn. A file of a stopped run is changed (bits flipped, cut short,
+zeroed, deleted, renamed), or a run is kept from writing large files, or is killed, stopped, or
+loses a file or its folder, after a random step or just before a file that it wrote takes its name.
+It is then started again. That must give the same result as the run without a fault; or refuse with
+a sentence, and give it once that is followed. Faces must be drawn from its weights as before, or be
+refused with a sentence.
 """
 
 import argparse
@@ -28,15 +29,16 @@ from unittest import mock
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from small_training import prepare, train
+from small_training import differing_files, prepare, train
 
-import helpers
 from faces.checkpoints import CHECKPOINTS
+from faces.generator import generate_faces
 
 EPOCHS = 3  # of a run, 5 steps each
 SETTINGS = {"z_size": 10, "g_conv_dim": 8, "image_size": 32}
 AT_REST = ["flip", "cut", "zero", "delete", "rename"]
-AT_WORK = ["kill", "terminate", "interrupt", "full disk", "delete at work", "delete folder"]
+SIGNALS = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "interrupt": signal.SIGINT}
+KINDS = [*AT_REST, *SIGNALS, "full disk", "delete at work", "delete folder"]
 SENTENCE = re.compile(r"(ValueError|OSError|RuntimeError|FileNotFoundError): [^\n]*\S")
 
 
@@ -61,8 +63,8 @@ def attempt(work: Callable[[], object], log: Path) -> tuple[int, str]:
 def run(
     folder: Path, n_epochs: int = EPOCHS, at: int = -1, act: Callable[[], object] = print
 ) -> None:
-    """Train, or go on; act at one of the moments, of which each step and each file has one."""
-    lesson = prepare(folder, settings=dict(SETTINGS))
+    """Train, or resume; act at one of the moments, of which each step and each file has one."""
+    notebook = prepare(folder, settings=dict(SETTINGS))
     moments, replace = itertools.count(), os.replace
 
     def note(*_: object) -> None:
@@ -73,25 +75,26 @@ def run(
         note()
         replace(old, new)
 
-    lesson.g_optimizer.register_step_post_hook(note)
+    notebook.g_optimizer.register_step_post_hook(note)
     with mock.patch("os.replace", note_and_replace):
-        train(lesson, n_epochs)
+        train(notebook, n_epochs)
     print("moments:", next(moments))
 
 
-def signal_itself(number: int) -> None:
-    os.kill(os.getpid(), number)
-
-
-def write_without_space(folder: Path, most: int) -> None:
+def run_without_space(folder: Path, most: int) -> None:
     """Train while no file may become larger than that."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     run(folder)
 
 
-def change(path: Path, kind: str, chance: random.Random) -> None:
-    """Do something to a file."""
+def change_file(folder: Path, kind: str, chance: random.Random) -> str:
+    """Change one of a folder's files, if it has any; return its name."""
+    names = sorted(path.name for path in folder.glob("[!.]*"))
+    if not names:
+        return "no file"
+    name = chance.choice([*names, *(n for n in names if "point" in n or "tensors" in n)])
+    path = folder / name
     content = bytearray(path.read_bytes())
     place = chance.randrange(len(content))
     if kind == "flip":
@@ -104,72 +107,47 @@ def change(path: Path, kind: str, chance: random.Random) -> None:
     if kind.startswith("delete"):
         path.unlink()
     elif kind == "rename":
-        path.replace(path.with_name(chance.choice(["x", *os.listdir(path.parent)])))
-
-
-def changed_file(folder: Path, kind: str, chance: random.Random) -> str:
-    """Change one of a folder's files; return its name."""
-    names = sorted(path.name for path in folder.glob("[!.]*"))
-    if not names:
-        return "no file"
-    name = chance.choice([*names, *(n for n in names if "point" in n or "tensors" in n)])
-    change(folder / name, kind, chance)
+        path.replace(folder / chance.choice(["x", *os.listdir(folder)]))
     return name
 
 
 def draw(folder: Path) -> None:
     """Print faces drawn from a run's weights."""
-    faces = helpers.generate_faces(2, seed=0, weights=folder / "generator.safetensors")
+    faces = generate_faces(2, seed=0, weights=folder / "generator.safetensors")
     print(faces.tobytes().hex())
-
-
-def is_like(folder: Path, whole: Path) -> bool:
-    """Whether a folder has all that the run without a fault has."""
-    for path in whole.glob("[!.]*"):
-        there = folder / path.name
-        if path.name == CHECKPOINTS[0]:
-            states = [torch.load(p, weights_only=True) for p in (path, there)]
-            parts = [state["parts"][name] for state in states for name in ("D", "G", "G_average")]
-            for a, b in zip(parts[:3], parts[3:], strict=True):
-                if not all(torch.equal(a[name], b[name]) for name in a | b):
-                    return False
-        elif path.name not in CHECKPOINTS and path.read_bytes() != there.read_bytes():
-            return False
-    return True
 
 
 class Faults:
     """Runs with faults, beside one without, which has ``n_moments``."""
 
     def __init__(self, place: Path) -> None:
-        self.place, self.log = place, place / "log"
-        _, output = attempt(partial(run, place / "whole"), self.log)
+        self.whole, self.folder, self.log = place / "whole", place / "run", place / "log"
+        _, output = attempt(partial(run, self.whole), self.log)
         self.n_moments = int(re.search(r"moments: (\d+)", output)[1])
         self.stopped = [place / "after an epoch", place / "in an epoch"]
         assert attempt(partial(run, self.stopped[0], 2), self.log)[0] == 0
-        stop = partial(signal_itself, signal.SIGINT)
-        _, output = attempt(
-            partial(run, self.stopped[1], at=self.n_moments // 3 + 2, act=stop), self.log
-        )
+        stop, at = partial(signal.raise_signal, signal.SIGINT), self.n_moments // 3 + 2
+        _, output = attempt(partial(run, self.stopped[1], at=at, act=stop), self.log)
         assert re.search("Stopped in epoch 2, after [1-4] of its batches", output), output
         self.drawn = [attempt(partial(draw, folder), self.log)[1] for folder in self.stopped]
 
-    def one(self, chance: random.Random) -> tuple[str, str]:
-        """Make one fault; return what it was, and how it ended.
+    def one(self, kind: str, chance: random.Random) -> tuple[str, str]:
+        """Make one fault; return where it was, and how it ended.
 
         Raises:
             AssertionError: if it ended in no way that it may.
         """
-        folder = self.place / "run"
+        folder = self.folder
         shutil.rmtree(folder, ignore_errors=True)
-        kind = chance.choice(AT_REST + AT_WORK)
         if kind in AT_REST:
             which = chance.randrange(2)
             shutil.copytree(self.stopped[which], folder)
-            what = f"{kind} {changed_file(folder, kind, chance)}"
-            self._draw(folder, self.drawn[which])
+            where = change_file(folder, kind, chance)
+            self._draw(self.drawn[which])
+        elif kind == "full disk":
+            where = self._fill(chance)
         else:
-            what = f"{kind} {self._at_work(folder, kind, chance)}"
+            where = self._at_work(kind, chance)
         status, output = attempt(partial(run, folder), self.log)
         refused = status != 0
         if refused:
@@ -178,33 +156,42 @@ class Faults:
             assert "is damaged" in refusal, output
             (folder / CHECKPOINTS[0]).unlink()  # as the sentence says
             status, output = attempt(partial(run, folder), self.log)
-        assert status == 0 and is_like(folder, self.place / "whole"), f"{what}: {output[-3000:]}"
+        differing = status or differing_files(folder, self.whole)
+        assert not differing, f"{kind}, {where}: {differing}: {output[-3000:]}"
+        resumed = re.search("Resuming from|already holds this run", output)
+        assert resumed or kind not in ("terminate", "interrupt", "full disk"), output
         if refused:
-            return what, "refused with a sentence"
-        went_on = "Going on from" in output and kind in AT_WORK
-        return what, "a checkpoint went on" if went_on else "the same result"
+            return where, "refused with a sentence"
+        return where, "resumed" if resumed and kind not in AT_REST else "the same result"
 
-    def _at_work(self, folder: Path, kind: str, chance: random.Random) -> str:
-        if kind == "full disk":
-            most = chance.randrange(
-                1_000, 2 * (self.place / "whole" / CHECKPOINTS[0]).stat().st_size
-            )
-            status, output = attempt(partial(write_without_space, folder, most), self.log)
-            assert status in (0, 1) and (status == 0 or "disk is full" in output), output
-            return f"at {most} bytes"
+    def _fill(self, chance: random.Random) -> str:
+        """Resume a stopped run while its checkpoint, and smaller files perhaps, do not fit."""
+        shutil.copytree(self.stopped[chance.randrange(2)], self.folder)
+        most = chance.randrange(1_000, (self.folder / CHECKPOINTS[0]).stat().st_size)
+        status, output = attempt(partial(run_without_space, self.folder, most), self.log)
+        assert status == 1 and "disk is full" in output, output
+        assert [path.name for path in self.folder.glob(".*")] == [".lock"]  # nothing half-written
+        return f"at {most} bytes"
+
+    def _at_work(self, kind: str, chance: random.Random) -> str:
         at = chance.randrange(self.n_moments)
-        number = {"kill": 9, "terminate": signal.SIGTERM, "interrupt": signal.SIGINT}.get(kind)
-        act = partial(shutil.rmtree, folder) if number is None else partial(signal_itself, number)
-        if kind == "delete at work":
-            act = partial(changed_file, folder, kind, chance)
-        status, output = attempt(partial(run, folder, at=at, act=act), self.log)
+        if kind == "delete folder":
+            act = partial(shutil.rmtree, self.folder)
+        elif kind == "delete at work":
+            act = partial(change_file, self.folder, kind, chance)
+        else:
+            act = partial(signal.raise_signal, SIGNALS[kind])
+        status, output = attempt(partial(run, self.folder, at=at, act=act), self.log)
         assert status == {"kill": -9, "terminate": -signal.SIGTERM}.get(kind, 0), output
-        assert kind != "delete folder" or "was deleted" in output, output
+        assert kind != "terminate" or "Epoch [" in output  # no line is lost
+        if kind == "delete folder":
+            assert "was deleted: it is made again" in output, output
+            assert not differing_files(self.folder, self.whole), output
         return f"at moment {at}"
 
-    def _draw(self, folder: Path, before: str) -> None:
-        if (folder / "generator.safetensors").is_file():
-            status, output = attempt(partial(draw, folder), self.log)
+    def _draw(self, before: str) -> None:
+        if (self.folder / "generator.safetensors").is_file():
+            status, output = attempt(partial(draw, self.folder), self.log)
             refused = SENTENCE.fullmatch(output.strip()) and "generator.safetensors" in output
             assert output == before if status == 0 else refused, output
 
@@ -221,8 +208,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         faults = Faults(Path(place))
         for number in range(options.first, options.first + options.faults):
-            what, end = faults.one(random.Random(f"{options.seed}, {number}"))
-            print(f"{number}: {what}: {end}", flush=True)
+            kind = KINDS[number % len(KINDS)]
+            where, end = faults.one(kind, random.Random(f"{options.seed}, {number}"))
+            print(f"{number}: {kind}, {where}: {end}", flush=True)
             ends[end] += 1
     print(*(f"{n} {end}" for end, n in sorted(ends.items())), sep=", ")
 

@@ -1,21 +1,19 @@
-"""The notebook's own training at a small size, for the tests; as a script, what is done to it.
+"""The notebook's own training at a small size, for the tests.
 
-    python tests/small_training.py kill|terminate|full-disk|stop FOLDER
+    python tests/small_training.py FOLDER
 
-trains in child processes that are killed, terminated, or not allowed to write large files, or in
-two processes, of which one is stopped.
+trains in two processes, of which one is stopped; then goes on in one.
 """
 
+import itertools
 import os
-import random
 import shutil
 import signal
 import socket
 import sys
-import time
-import types
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -24,9 +22,14 @@ from torch.utils.data import DataLoader
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import helpers
-from benchmarks.machine import QuickJudge
-from faces import checkpoints, notebook
+from benchmarks.machine import QuickEvaluator
+from faces.checkpoints import CHECKPOINTS
+from faces.files import NOTEBOOK
+from faces.images import FaceDataset
+from faces.notebook import apply_idea, load_definitions
+from faces.notebook import prepare as run_build_cells
+from faces.speed import Accelerator
+from faces.training import Run
 
 CPU = torch.device("cpu")
 
@@ -35,158 +38,98 @@ def prepare(
     output_dir: Path,
     device: torch.device = CPU,
     idea: str = "",
-    fast: bool = False,
+    accelerate: bool = False,
     n_images: int = 40,
+    source: Path = NOTEBOOK,
     **names: Any,
-) -> types.ModuleType:
-    """Make the notebook's lesson ready for a small training in float32, seeded.
+) -> ModuleType:
+    """Make the notebook ready for a small training in float32, seeded.
 
     Args:
         output_dir: where its files go.
         device: where it trains.
         idea: as in the notebook.
-        fast: the fast step, instead of the plain one.
+        accelerate: the fast step, instead of the plain one.
         n_images: how many images there are, in batches of 8.
+        source: the notebook.
         names: further global variables, such as ``settings``.
 
     Returns:
-        The notebook's definitions, with networks and optimizers; ``train(lesson)`` trains.
+        The notebook's definitions, with networks and optimizers; ``train(notebook)`` trains.
     """
-    lesson = notebook.load_definitions()
+    notebook = load_definitions(source)
     torch.manual_seed(0)
+    accelerator = Accelerator(accelerate)
+    accelerator.device = device
     images = torch.rand(n_images, 4, 4, 3).repeat_interleave(8, 1).repeat_interleave(8, 2)
-    dataset = helpers.ImageArray((images * 255).byte().numpy())  # (n, 32, 32, 3)
-    order = torch.Generator()
-    loader = DataLoader(
-        dataset, 8, True, drop_last=True, generator=order, collate_fn=dataset.collate
-    )
-    sizes = dict(d_conv_dim=8, g_conv_dim=8, z_size=10, image_size=32)
-    values = dict(device=device, processes=helpers.Processes(), speed=helpers.Speed(device, fast))
-    values |= dict(celeba_train_loader=loader, judge=QuickJudge(), output_dir=output_dir)
+    dataset = FaceDataset((images * 255).byte().numpy())  # (n, 32, 32, 3)
+    options = dict(drop_last=True, generator=torch.Generator(), collate_fn=dataset.collate)
+    values = dict(d_conv_dim=8, g_conv_dim=8, z_size=10, image_size=32, device=device)
+    values |= dict(accelerator=accelerator, run=Run(output_dir), evaluator=QuickEvaluator())
+    values |= dict(celeba_train_loader=DataLoader(dataset, 8, True, **options))
     values["settings"] = {"lr": 0.0002, "n_epochs": 1}
-    vars(lesson).update({**values, **sizes, **names})
-    lesson.settings = helpers.apply_idea(idea, lesson, lesson.settings)
-    notebook.prepare(lesson)
-    return lesson
+    vars(notebook).update(values | names)
+    notebook.settings = apply_idea(idea, notebook, notebook.settings)
+    run_build_cells(notebook)
+    return notebook
 
 
-def prepare_fast(folder: Path, precision: str, **options: Any) -> types.ModuleType:
-    """A lesson with the fast step in a precision, whatever this machine would choose."""
+def prepare_fast(folder: Path, precision: str, **options: Any) -> ModuleType:
+    """A notebook with the fast step in a precision, whatever this machine would choose."""
     with mock.patch("faces.speed.bfloat16_pays", lambda device: precision == "bfloat16"):
-        return prepare(folder, fast=True, **options)
+        return prepare(folder, accelerate=True, **options)
 
 
-def in_float64(lesson: types.ModuleType) -> types.ModuleType:
-    """Let a lesson compute in float64, so that rounding stays far below what is compared."""
-    for network in (lesson.D, lesson.G):
+def in_float64(notebook: ModuleType) -> ModuleType:
+    """Let a notebook compute in float64, so that rounding stays far below what is compared."""
+    for network in (notebook.D, notebook.G):
         network.double()
-    scale, sample_z = lesson.scale, lesson.sample_z
-    lesson.scale = lambda images: scale(images.double())
-    lesson.sample_z = lambda n: sample_z(n).double()
-    return lesson
+    scale, sample_z = notebook.scale, notebook.sample_z
+    notebook.scale = lambda images: scale(images.double())
+    notebook.sample_z = lambda n: sample_z(n).double()
+    return notebook
 
 
-def train(lesson: types.ModuleType, n_epochs: int = 4) -> list[tuple[float, float]]:
+def train(notebook: ModuleType, n_epochs: int = 4) -> list[tuple[float, float]]:
     """Train the networks that ``prepare`` made; return the losses."""
-    return lesson.train(lesson.D, lesson.G, n_epochs, print_every=1000)
+    return notebook.train(notebook.D, notebook.G, n_epochs, print_every=1000)
 
 
-class SignalLoader(DataLoader):
-    """Sends this process a signal just before one of its batches is handed out."""
-
-    at, number, n_batches = -1, signal.SIGINT, 0
-
-    @classmethod
-    def like(cls, loader: DataLoader) -> "SignalLoader":
-        """Hands out what another loader does."""
-        return cls(
-            loader.dataset,
-            loader.batch_size,
-            sampler=loader.sampler,
-            drop_last=True,
-            generator=loader.generator,
-            collate_fn=loader.collate_fn,
-        )
-
-    def __iter__(self):
-        for batch in super().__iter__():
-            if self.n_batches == self.at:
-                os.kill(os.getpid(), self.number)
-            self.n_batches += 1
-            yield batch
+def act_at(notebook: ModuleType, step: int, act: Callable[[], object]) -> None:
+    """Let something happen in one of a notebook's steps, just after G's weights have changed."""
+    steps = itertools.count()
+    notebook.g_optimizer.register_step_post_hook(lambda *_: next(steps) == step and act())
 
 
-def in_child(work: Callable[[], None], after: float | None = None, number: int = 9) -> int:
-    """Run something in a child process; send it a signal after some seconds; return its status.
-
-    Train in this process only after its last child: none can use CUDA once the parent has.
-    """
-    child = os.fork()
-    if not child:
-        try:
-            work()
-            os._exit(0)
-        except BaseException as error:
-            print(f"{type(error).__name__}: {error}", flush=True)
-            os._exit(1)
-    if after is not None:
-        time.sleep(after)
-        os.kill(child, number)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+def differing_files(folder: Path, whole: Path) -> list[str]:
+    """What a folder has not as a run without a fault has it; of checkpoints the networks count."""
+    differing = []
+    for path in whole.glob("[!.]*"):
+        there = folder / path.name
+        if path.name == CHECKPOINTS[0]:
+            states = [torch.load(p, weights_only=True)["parts"] for p in (path, there)]
+            for name in ("D", "G", "G_ema"):
+                a, b = (state[name] for state in states)
+                if a.keys() != b.keys() or not all(torch.equal(a[key], b[key]) for key in a):
+                    differing.append(f"{name} in {path.name}")
+        elif path.name not in CHECKPOINTS:
+            if not there.is_file() or path.read_bytes() != there.read_bytes():
+                differing.append(path.name)
+    return differing
 
 
-def kill(folder: Path) -> None:
-    """Kill a run at 20 random moments, and let it end; beside it one that is not killed."""
-    started = time.monotonic()
-    assert in_child(lambda: train(prepare(folder / "first"), 3)) == 0
-    seconds = time.monotonic() - started
-    chance = random.Random(0)
-    for _ in range(20):
-        status = in_child(lambda: train(prepare(folder), 10_000), chance.uniform(0, seconds))
-        assert status == -signal.SIGKILL, status
-    # Between its two steps the writing of a checkpoint has the one before only.
-    latest = next(path for name in checkpoints.CHECKPOINTS if (path := folder / name).is_file())
-    n_epochs = torch.load(latest, weights_only=True)["epoch"]
-    print("killed 20 times, after", n_epochs, "epochs")
-    train(prepare(folder), n_epochs + 1)
-    train(prepare(folder / "whole"), n_epochs + 1)
-
-
-def terminate(folder: Path) -> None:
-    """Terminate a run that would be long, and let it end."""
-    print("status", in_child(lambda: train(prepare(folder), 10_000), 3.0, signal.SIGTERM))
-
-
-def full_disk(folder: Path) -> None:
-    """Train for an epoch; go on while files of more than 20 kB are forbidden; then go on."""
-    assert in_child(lambda: train(prepare(folder), 1)) == 0
-
-    def work() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        import resource  # not on Windows
-
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-        train(prepare(folder), 2)
-
-    print("status", in_child(work))
-    print("left:", [path.name for path in folder.glob(".*")])
-    train(prepare(folder), 2)
-    train(prepare(folder / "whole"), 2)
-
-
-def stop(folder: Path) -> None:
+def stop_one_of_two(folder: Path) -> None:
     """Train in two processes; terminate the second one in epoch 2; then go on in one."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])}
     child = os.fork()
     rank = "0" if child else "1"
     os.environ.update(place, WORLD_SIZE="2", RANK=rank, LOCAL_RANK=rank)
-    lesson = prepare(folder)
+    notebook = prepare(folder)
     if not child:
-        lesson.celeba_train_loader = SignalLoader.like(lesson.celeba_train_loader)
-        lesson.celeba_train_loader.at, lesson.celeba_train_loader.number = 7, signal.SIGTERM
-    train(lesson)
-    lesson.processes.leave()  # of the second one nothing more is left
+        act_at(notebook, 7, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    train(notebook)
+    notebook.accelerator.finish()  # of the second one nothing more is left
     print("status", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     shutil.copytree(folder, folder.with_name("stopped"))
     os.environ["WORLD_SIZE"] = "1"
@@ -195,6 +138,4 @@ def stop(folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"kill": kill, "terminate": terminate, "full-disk": full_disk, "stop": stop}[sys.argv[1]](
-        Path(sys.argv[2])
-    )
+    stop_one_of_two(Path(sys.argv[1]))

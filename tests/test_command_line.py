@@ -11,6 +11,7 @@ from PIL import Image
 import helpers
 from faces.__main__ import main
 from faces.files import HERE
+from faces.properties import ita_shares
 
 
 def test_drawing_works_from_another_folder(tmp_path):
@@ -28,7 +29,7 @@ def test_nothing_is_overwritten(tmp_path, capsys, name):
     (tmp_path / name).write_bytes(b"mine")
     command = "walk --seeds 1 2" if name == "faces.gif" else "draw"
     assert main([*command.split(), "--out", str(tmp_path / name)]) == 1
-    message = f"{tmp_path / name} is there already: delete it, or set another --out.\n"
+    message = f"{tmp_path / name} already exists. Delete it, or set another --out.\n"
     assert capsys.readouterr().err == f"python -m faces: {message}"
     assert (tmp_path / name).read_bytes() == b"mine" and len(list(tmp_path.iterdir())) == 1
 
@@ -48,7 +49,7 @@ def test_faces_are_drawn_in_equal_shares(tmp_path, capsys):
     arguments = ["draw", "--n", "12", "--seed", "1", "--balanced", "--out"]
     assert main([*arguments, str(tmp_path / "faces.npy")]) == 0
     faces = np.load(tmp_path / "faces.npy")
-    shares = helpers.typology_shares(faces)
+    shares = ita_shares(faces)
     assert list(shares.values()) == pytest.approx([1 / 6] * 6)
     assert (faces == helpers.generate_faces(12, seed=1, balanced=True)).all()
 
@@ -90,7 +91,7 @@ def test_what_is_kept_is_listed_and_deleted(image_dir, cache, tmp_path, capsys):
     ("arguments", "message"),
     [
         ("draw --out {}/faces.jpg", "faces.jpg must have the ending .png or .npy or none"),
-        ("draw --out {}/no/faces.png", "There is no folder {}/no: make it, or"),
+        ("draw --out {}/no/faces.png", "There is no folder {}/no. Make it, or"),
         ("draw --n 0 --out {}/faces.png", "n is 0: it must be a whole number from 1 to 100,000."),
         ("draw --weights {}/w --out {}/faces.png", "There is no file {}/w: train first"),
         ("walk --seeds 1 --out {}/walk.gif", "A walk needs at least two seeds"),
@@ -111,7 +112,7 @@ def test_what_cannot_be_done_is_said_in_a_sentence(tmp_path, capsys, arguments, 
         ("", "the following arguments are required: COMMAND"),
         ("draw", "the following arguments are required: --out"),
         ("draw --n many --out x.png", "argument --n: invalid int value: 'many'"),
-        (f"draw --seed {2**63} --out x.png", "is no whole number from 0 to 2**63 - 1"),
+        (f"draw --seed {2**63} --out x.png", "is not a whole number from 0 to 2**63 - 1"),
         ("walk --seeds -1 2 --out x.gif", "error: "),
         ("paint", "invalid choice: 'paint'"),
     ],
@@ -132,5 +133,7 @@ def test_help_has_an_example_of_each_command(capsys):
         text = capsys.readouterr().out
         assert ended.value.code == 0
         examples[command] = text.partition("example")[2].splitlines()[1:]
-    assert examples.pop("") == [line for lines in examples.values() for line in lines]
+    *own, grading = examples.pop("")
+    assert own == [line for lines in examples.values() for line in lines]
+    assert grading == "  python -m faces grade class/"
     assert all(f"  python -m faces {c}" in lines[0] for c, lines in examples.items())

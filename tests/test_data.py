@@ -1,4 +1,4 @@
-"""From a folder, a zip, the network or nothing at all to one array of images."""
+"""From a folder, a zip, the network or nothing at all to a folder of images."""
 
 import errno
 import shutil
@@ -9,27 +9,33 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from conftest import assert_nothing_left, blobs, make_zip
+from conftest import RESIZE, assert_nothing_left, blobs, load, make_zip
 from PIL import Image
-from torchvision.transforms import v2
 
-import helpers
-from faces import arrays, download, files
-
-
-def load(folder: Path, **subset: int) -> np.ndarray:
-    """All images of a folder, or a subset, as (n, 32, 32, 3)."""
-    resize = v2.Compose([v2.Resize(32), v2.CenterCrop(32)])
-    return helpers.load_images(helpers.find_images(folder, **subset), resize)
-
+from faces import data, files
+from faces.data import get_data
+from faces.files import RECORD, build_once
+from faces.generator import generate_faces
+from faces.images import find_images, load_images
 
 # ---------------------------------------------------------------------------------------- folders
 
 
 def test_images_are_found_at_any_depth_without_litter(image_dir):
-    paths = helpers.find_images(image_dir)
+    paths = find_images(image_dir)
     assert sorted(p.name for p in paths) == [f"{i:06d}.jpg" for i in range(1, 41)]
+
+
+def test_a_folder_or_a_zip_of_gifs_alone_works(tmp_path, cache):
+    folder, frames = tmp_path / "faces", blobs(4, 32, 32, seed=2)
+    folder.mkdir()
+    stills = [Image.fromarray(frame) for frame in frames]
+    stills[0].save(folder / "moving.gif", save_all=True, append_images=stills[1:])
+    stills[0].save(folder / "STILL.GIF")
+    for place in (folder, make_zip(folder, tmp_path / "faces.zip")):
+        images = load(get_data(place))
+        assert images.shape == (2, 32, 32, 3) and (images[0] == images[1]).all()
+        assert np.abs(images[0] - frames[0].astype(float)).mean() < 10  # 256 colours
 
 
 @pytest.mark.parametrize("make", [True, False])
@@ -38,145 +44,78 @@ def test_a_folder_without_images_is_named(tmp_path, make):
     if make:
         folder.mkdir()
         (folder / "notes.txt").write_text("no image")
-    with pytest.raises(FileNotFoundError, match="empty.*set data_dir"):
-        helpers.find_images(folder)
-
-
-def test_every_shape_and_mode_becomes_a_square_rgb_image(tmp_path):
-    pixels = blobs(1, 60, 90, seed=1)[0]
-    image = Image.fromarray(pixels)
-    image.save(tmp_path / "wide.png")
-    image.rotate(90, expand=True).save(tmp_path / "tall.jpg")
-    image.convert("L").save(tmp_path / "grey.png")
-    image.convert("P").save(tmp_path / "palette.png")
-    image.convert("RGBA").save(tmp_path / "rgba.png")
-    image.convert("CMYK").save(tmp_path / "cmyk.jpg")
-    image.resize((5, 7)).save(tmp_path / "tiny.bmp")
-    images = load(tmp_path)
-    assert images.shape == (7, 32, 32, 3) and images.dtype == np.uint8
-    grey = images[[p.name for p in helpers.find_images(tmp_path)].index("grey.png")]
-    assert (grey == grey[..., :1]).all()
-    middle = np.asarray(image.crop((15, 0, 75, 60)).resize((32, 32)), dtype=float)
-    wide = images[[p.name for p in helpers.find_images(tmp_path)].index("wide.png")]
-    assert np.abs(wide - middle).mean() < 3
-
-
-def test_a_turned_photograph_is_set_upright(tmp_path):
-    pixels = np.zeros((64, 64, 3), dtype=np.uint8)
-    pixels[:16] = 255
-    image = Image.fromarray(pixels)
-    exif = image.getexif()
-    exif[0x0112] = 6  # to be turned clockwise by 90 degrees
-    image.save(tmp_path / "phone.png", exif=exif)
-    upright = load(tmp_path)[0]
-    assert upright[:, -4:].min() > 250 and upright[:, :20].max() < 5
-
-
-def test_aligned_originals_are_cropped_to_their_central_108_pixels(tmp_path):
-    pixels = np.zeros((218, 178, 3), dtype=np.uint8)
-    pixels[55:163, 35:143] = 200
-    Image.fromarray(pixels).save(tmp_path / "000001.png")
-    assert (load(tmp_path) == 200).all()
+    with pytest.raises(FileNotFoundError, match="empty.*Set data_dir"):
+        find_images(folder)
 
 
 def test_a_subset_is_random_and_repeatable(image_dir):
-    images = load(image_dir)
-    assert len(images) == 40
-    subset = load(image_dir, max_images=10, seed=1)
+    def draw(n: int, seed: int) -> np.ndarray:
+        return load_images(find_images(image_dir, n, seed), RESIZE)
+
+    images, subset = load(image_dir), draw(10, 1)
     assert len(np.unique(subset, axis=0)) == 10
     assert all((images == image).all(axis=(1, 2, 3)).any() for image in subset)
-    assert (subset == load(image_dir, max_images=10, seed=1)).all()
-    assert (subset != load(image_dir, max_images=10, seed=2)).any()
-    assert (images == load(image_dir, max_images=1000)).all()
+    assert (subset == draw(10, 1)).all() and (subset != draw(10, 2)).any()
+    assert (images == draw(1000, 1)).all()
 
 
-def test_a_batch_is_the_images_themselves():
-    images = blobs(6, 8, 8, seed=3)
-    dataset = helpers.ImageArray(images)
-    batch, labels = dataset.__getitems__([4, 1])
-    assert batch.shape == (2, 3, 8, 8) and labels.tolist() == [0, 0]
-    assert np.allclose(batch.permute(0, 2, 3, 1).cpu().numpy() * 255, images[[4, 1]])
-    assert (dataset[4][0] == batch[0]).all()
-
-
-@pytest.mark.parametrize("n", [1, 4096, 5000])
-def test_images_are_copied_whole_to_a_device(n):
-    images = np.random.default_rng(0).integers(0, 256, (n, 2, 2, 3), np.uint8)
-    copy = arrays.copy_to(torch.device("cpu"), images)
-    assert copy.dtype == torch.uint8 and (copy.numpy() == images).all()
+@pytest.mark.parametrize("place", ["", "faces/..", "/"])
+def test_a_folder_that_holds_the_project_is_no_data(monkeypatch, place):
+    monkeypatch.chdir(files.HERE)
+    with pytest.raises(ValueError, match=f"data_dir is '{place}'. Set it to a folder of images"):
+        get_data(place)
 
 
 # ------------------------------------------------------------------------------------------- zips
 
 
-def test_a_zip_is_unpacked_once(image_dir, tmp_path, cache):
+def test_a_zip_is_unpacked_once_and_again_when_images_are_gone(image_dir, tmp_path, cache):
     archive = make_zip(image_dir, tmp_path / "faces.zip")
-    folder = helpers.get_data(archive)
-    assert folder.parent == cache
-    assert len(helpers.find_images(folder)) == 40
-    hidden = [p.name for p in folder.rglob(".*")]
-    assert hidden == [files.RECORD]
+    folder = get_data(archive)
+    assert folder.parent == cache and len(find_images(folder)) == 40
+    assert [p.name for p in folder.rglob(".*")] == [RECORD]  # and no litter
     before = folder.stat().st_mtime_ns
-    assert helpers.get_data(archive) == folder and folder.stat().st_mtime_ns == before
-    assert [p.name for p in cache.iterdir()] == [folder.name]
-
-
-def test_a_zip_is_unpacked_again_when_images_are_gone(image_dir, tmp_path, cache):
-    archive = make_zip(image_dir, tmp_path / "faces.zip")
-    folder = helpers.get_data(archive)
-    for path in helpers.find_images(folder)[1:]:
+    assert get_data(archive) == folder and folder.stat().st_mtime_ns == before
+    for path in find_images(folder)[1:]:
         path.unlink()
-    assert helpers.get_data(archive) == folder and len(helpers.find_images(folder)) == 40
-    assert [p.name for p in cache.iterdir()] == [folder.name]
-
-
-def test_a_damaged_record_of_an_unpacked_zip_does_no_harm(image_dir, tmp_path, cache):
-    archive = make_zip(image_dir, tmp_path / "faces.zip")
-    record = helpers.get_data(archive) / files.RECORD
-    before = record.read_bytes()
-    for damage in (b"\xff", b"", b"41"):
+    record = folder / RECORD
+    whole = record.read_bytes()
+    for damage in (whole, b"\xff", b"", b"41"):
         record.write_bytes(damage)
-        assert len(helpers.find_images(helpers.get_data(archive))) == 40
-        assert record.read_bytes() == before
+        assert get_data(archive) == folder and len(find_images(folder)) == 40
+        assert record.read_bytes() == whole
+    assert [p.name for p in cache.iterdir()] == [folder.name]
 
 
 def test_a_folder_of_the_user_is_never_replaced(tmp_path, cache):
-    def make(temporary: Path) -> Path:
+    def build(temporary: Path) -> Path:
         (tmp_path / "faces").mkdir()  # meanwhile
         (tmp_path / "faces" / "mine.jpg").write_text("mine")
         (temporary / "images").mkdir()
         return temporary / "images"
 
     with pytest.raises(OSError):
-        files.make_once(tmp_path / "faces", make)
+        build_once(tmp_path / "faces", build)
     assert (tmp_path / "faces" / "mine.jpg").read_text() == "mine"
 
 
 def test_a_zip_with_images_on_top_keeps_them_together(image_dir, tmp_path, cache):
     archive = tmp_path / "flat.zip"
     with zipfile.ZipFile(archive, "w") as opened:
-        for path in helpers.find_images(image_dir)[:3]:
+        for path in find_images(image_dir)[:3]:
             opened.write(path, path.name)
-    assert len(helpers.find_images(helpers.get_data(archive))) == 3
+    assert len(find_images(get_data(archive))) == 3
 
 
-def test_a_file_that_is_no_zip_is_named(tmp_path, cache):
-    archive = tmp_path / "faces.zip"
-    archive.write_text("<html>")
-    with pytest.raises(ValueError, match="faces.zip is no zip file"):
-        helpers.get_data(archive)
-    assert_nothing_left(cache)
-
-
-@pytest.mark.parametrize("where", [0.0005, 0.001, 0.2, 0.5])
-def test_a_damaged_zip_leaves_nothing(image_dir, tmp_path, cache, where):
+@pytest.mark.parametrize("where", [0, 0.001, 0.5])
+def test_a_damaged_zip_is_named_and_leaves_nothing(image_dir, tmp_path, cache, where):
     archive = make_zip(image_dir, tmp_path / "faces.zip")
     content = bytearray(archive.read_bytes())
     start = int(where * len(content))
     content[start : start + 500] = bytes(500)
-    archive.write_bytes(content)
-    with pytest.raises(ValueError, match="faces.zip.*(damaged|cannot be unpacked)"):
-        helpers.get_data(archive)
+    archive.write_bytes(content if where else b"<html>")
+    with pytest.raises(ValueError, match="faces.zip.*(is damaged|cannot be unpacked)"):
+        get_data(archive)
     assert_nothing_left(cache)
 
 
@@ -191,34 +130,8 @@ def test_a_zip_with_a_password_is_named(image_dir, tmp_path, cache):
         )
     archive.write_bytes(content)
     with pytest.raises(ValueError, match="faces.zip cannot be unpacked.*password"):
-        helpers.get_data(archive)
+        get_data(archive)
     assert_nothing_left(cache)
-
-
-def test_a_zip_without_images_is_named(tmp_path, cache):
-    archive = tmp_path / "texts.zip"
-    with zipfile.ZipFile(archive, "w") as opened:
-        opened.writestr("__MACOSX/._1.jpg", b"litter")
-    with pytest.raises(ValueError, match="texts.zip holds no images"):
-        helpers.get_data(archive)
-
-
-@pytest.mark.parametrize(
-    "place", ["nowhere.zip", "nowhere", "proccesed_celeba_small", f"nowhere/{download.DATA}"]
-)
-def test_what_is_not_there_is_not_downloaded(server, tmp_path, monkeypatch, place):
-    for reachable in (True, False):
-        monkeypatch.setattr(download, "is_reachable", lambda url, is_it=reachable: is_it)
-        with pytest.raises(FileNotFoundError, match=f"{place}: correct data_dir"):
-            helpers.get_data(tmp_path / place)
-    assert not server.asked
-
-
-@pytest.mark.parametrize("place", ["", ".", "faces/..", "/", str(files.HERE.parent)])
-def test_a_folder_that_holds_the_project_is_no_data(monkeypatch, place):
-    monkeypatch.chdir(files.HERE)
-    with pytest.raises(ValueError, match=f"data_dir is '{place}': set it to a folder of images"):
-        helpers.get_data(place)
 
 
 def test_too_little_space_is_known_before_unpacking(image_dir, tmp_path, cache, monkeypatch):
@@ -226,7 +139,7 @@ def test_too_little_space_is_known_before_unpacking(image_dir, tmp_path, cache, 
     free = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
     with pytest.raises(OSError, match="disk is full.*free some space") as caught:
-        helpers.get_data(archive)
+        get_data(archive)
     assert caught.value.errno == errno.ENOSPC and str(cache) in str(caught.value)
     assert_nothing_left(cache)
 
@@ -234,48 +147,51 @@ def test_too_little_space_is_known_before_unpacking(image_dir, tmp_path, cache, 
 # ---------------------------------------------------------------------------------------- network
 
 
-def test_absent_data_are_downloaded_and_unpacked(server, absent, capsys):
-    folder = helpers.get_data(absent)
-    assert folder == absent
-    assert len(helpers.find_images(folder)) == 40
+@pytest.mark.parametrize(
+    "place", ["nowhere.zip", "nowhere", "proccesed_celeba_small", f"nowhere/{data.DATA}"]
+)
+def test_what_is_not_there_is_not_downloaded(server, tmp_path, monkeypatch, place):
+    for reachable in (True, False):
+        monkeypatch.setattr(data, "is_reachable", lambda url, is_it=reachable: is_it)
+        with pytest.raises(FileNotFoundError, match=f"{place}. Correct data_dir"):
+            get_data(tmp_path / place)
+    assert not server.asked
+
+
+def test_absent_data_are_downloaded_once_and_unpacked(server, absent, monkeypatch, capsys):
+    assert get_data(absent) == absent and len(find_images(absent)) == 40
     assert "248 MB" in capsys.readouterr().out
-    assert list(folder.parent.iterdir()) == [folder]
-
-
-def test_a_download_is_kept_for_the_next_time(server, absent, monkeypatch):
-    helpers.get_data(absent)
+    assert list(absent.parent.iterdir()) == [absent]
     shutil.rmtree(absent)
-    monkeypatch.setattr(download, "is_reachable", lambda url: False)
-    monkeypatch.setattr(server, "do_GET", None)
-    assert len(helpers.find_images(helpers.get_data(absent))) == 40
+    monkeypatch.setattr(data, "is_reachable", lambda url: False)
+    assert len(find_images(get_data(absent))) == 40
+    assert server.asked == ["whole"]
 
 
 def test_nothing_is_downloaded_to_a_place_that_cannot_be_written(server, absent, monkeypatch):
-    monkeypatch.setattr(server, "do_GET", None)
-
     def refuse(**arguments):
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(files.tempfile, "TemporaryFile", refuse)
-    with pytest.raises(OSError, match="cannot be written to.*set data_dir"):
-        helpers.get_data(absent)
+    with pytest.raises(OSError, match="cannot be written to.*Set data_dir"):
+        get_data(absent)
+    assert not server.asked
 
 
 @pytest.mark.parametrize("stalls", [False, True])
 def test_without_network_the_offline_set_is_used(absent, cache, monkeypatch, capsys, stalls):
-    monkeypatch.setattr(download, "OFFLINE_FACES", 24)
+    monkeypatch.setattr(data, "OFFLINE_FACES", 24)
     with socket.create_server(("127.0.0.1", 0)) as listening:  # never answers
         port = listening.getsockname()[1]
         if not stalls:
             listening.close()
-        monkeypatch.setattr(download, "ARCHIVE_URL", f"http://127.0.0.1:{port}/archive.zip")
+        monkeypatch.setattr(data, "ARCHIVE_URL", f"http://127.0.0.1:{port}/archive.zip")
         started = time.monotonic()
-        folder = helpers.get_data(absent)
-        assert time.monotonic() - started < 10
+        folder = get_data(absent)
+        assert time.monotonic() - started < 30  # 8 to reach it
     assert "no network" in capsys.readouterr().out
     assert not absent.exists()
-    images = load(folder)
-    assert (images == helpers.generate_faces(24, seed=0)).all()
-    assert helpers.get_data(absent) == folder
-    helpers.find_images(folder)[3].unlink()
-    assert len(helpers.find_images(helpers.get_data(absent))) == 24
+    assert (load_images(find_images(folder), RESIZE) == generate_faces(24, seed=0)).all()
+    assert get_data(absent) == folder
+    find_images(folder)[3].unlink()
+    assert len(find_images(get_data(absent))) == 24

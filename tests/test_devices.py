@@ -12,30 +12,30 @@ import torch.distributed as dist
 from small_training import in_float64, prepare, prepare_fast, train
 from torch import nn
 
-import helpers
-from faces import cuda_graph
-from faces.ideas import IDEAS
+from faces import speed
+from faces.notebook import IDEAS
+from faces.parallel import join_processes
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 def train_on_cuda(folder: Path, idea: str) -> tuple[types.ModuleType, np.ndarray]:
-    """Train in float64, with learning rates that fall; return lesson and losses.
+    """Train in float64, with learning rates that fall; return notebook and losses.
 
     Each of four epochs has five batches of 8 images and one of 4.
     """
     idea = idea if "keep_last_batch" in idea else f"{idea}+keep_last_batch"
     options = dict(device=torch.device("cuda", 0), idea=idea, n_images=44)
-    lesson = in_float64(prepare_fast(folder, "float32", **options))
-    update_average = lesson.update_average
+    notebook = in_float64(prepare_fast(folder, "float32", **options))
+    update_ema = notebook.update_ema
 
     def update_and_slow_down(*arguments: Any) -> None:
-        update_average(*arguments)
-        for optimizer in (lesson.d_optimizer, lesson.g_optimizer):
+        update_ema(*arguments)
+        for optimizer in (notebook.d_optimizer, notebook.g_optimizer):
             optimizer.param_groups[0]["lr"].mul_(0.9)
 
-    lesson.update_average = update_and_slow_down
-    return lesson, np.array(train(lesson))
+    notebook.update_ema = update_and_slow_down
+    return notebook, np.array(train(notebook))
 
 
 @needs_cuda
@@ -43,13 +43,13 @@ def train_on_cuda(folder: Path, idea: str) -> tuple[types.ModuleType, np.ndarray
 def test_a_replayed_step_computes_the_same(tmp_path, monkeypatch, idea):
     replays, replay = [], torch.cuda.CUDAGraph.replay
     monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda g: (replays.append(g), replay(g)))
-    lesson, losses = train_on_cuda(tmp_path / "replayed", idea)
+    notebook, losses = train_on_cuda(tmp_path / "replayed", idea)
     assert len(replays) == 4 * 5 - 3 and len(set(replays)) == 1
-    monkeypatch.setattr(cuda_graph, "_is_watched", lambda: True)
+    monkeypatch.setattr(speed, "_is_watched", lambda: True)
     _, plain_losses = train_on_cuda(tmp_path / "plain", idea)
     assert len(replays) == 4 * 5 - 3
     assert losses.shape == (4 * 6, 2) and np.abs(losses - plain_losses).max() < 1e-6
-    for optimizer in (lesson.d_optimizer, lesson.g_optimizer):
+    for optimizer in (notebook.d_optimizer, notebook.g_optimizer):
         rate = optimizer.param_groups[0]["lr"]
         assert rate.item() == pytest.approx(2e-4 * 0.9**24, rel=1e-4)
 
@@ -62,48 +62,15 @@ def test_the_recorded_step_in_bfloat16_and_the_plain_one_agree(tmp_path):
     assert np.abs(np.array(plain) - np.array(fast)).max() < 0.1
 
 
-@pytest.fixture
-def made_up_cuda(monkeypatch: pytest.MonkeyPatch) -> mock.MagicMock:
-    """Streams and graphs that do nothing but note how they are used."""
-    made_up = mock.MagicMock()
-    for name in ("Stream", "current_stream", "stream", "CUDAGraph", "graph"):
-        monkeypatch.setattr(torch.cuda, name, getattr(made_up, name))
-    return made_up
-
-
-def test_a_step_is_recorded_on_the_stream_of_its_first_calls(made_up_cuda):
-    step = cuda_graph.RecordedStep(lambda images, z: (images.sum(), z.sum()))
-    replay = made_up_cuda.CUDAGraph.return_value.replay
-    calls = [(4, 0), (4, 0), (4, 0), (2, 0), (4, 1), (4, 2), (2, 2)]  # batch size, replays so far
-    for n, n_replays in [*calls, (8, 2), (8, 2), (8, 2), (8, 3), (4, 3)]:
-        step(torch.ones(n, 3), torch.ones(n, 2))
-        assert replay.call_count == n_replays
-    own = made_up_cuda.Stream.return_value
-    assert made_up_cuda.stream.call_args_list == [mock.call(own)] * 9
-    graph = made_up_cuda.CUDAGraph.return_value
-    assert made_up_cuda.graph.call_args_list == [mock.call(graph, stream=own)] * 2
-
-
-def test_a_step_that_cannot_be_recorded_is_named(made_up_cuda):
-    step = cuda_graph.RecordedStep(lambda images, z: (images.sum(), z.sum()))
-    error = RuntimeError("operation failed due to a previous error during capture")
-    made_up_cuda.graph.return_value.__exit__.side_effect = error
-    for _ in range(3):
-        step(torch.ones(4, 3), torch.ones(4, 2))
-    with pytest.raises(RuntimeError, match="restart the kernel and set fast = False") as caught:
-        step(torch.ones(4, 3), torch.ones(4, 2))
-    assert caught.value.__cause__ is error
-
-
 def test_processes_on_a_mac_share_the_processor(monkeypatch):
     accelerator = mock.MagicMock(**{"device_count.return_value": 1})
     accelerator.current_accelerator.return_value = torch.device("mps")
     monkeypatch.setattr(torch, "accelerator", accelerator)
     monkeypatch.setattr(dist, "init_process_group", mock.MagicMock())
-    assert helpers.Processes().device == torch.device("mps", 0)
+    assert join_processes()[0] == torch.device("mps", 0)
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    assert helpers.Processes().device == torch.device("cpu")
+    assert join_processes()[0] == torch.device("cpu")
 
 
 def test_each_process_is_bound_to_a_device_of_its_own(monkeypatch):
@@ -115,7 +82,7 @@ def test_each_process_is_bound_to_a_device_of_its_own(monkeypatch):
     for name, value in {"WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     device = torch.device("cuda", 1)
-    assert helpers.Processes().device == device
+    assert join_processes()[0] == device
     assert begin.call_args.args == ("nccl",) and begin.call_args.kwargs["device_id"] == device
     accelerator.set_device_index.assert_called_once_with(1)
 
@@ -123,5 +90,5 @@ def test_each_process_is_bound_to_a_device_of_its_own(monkeypatch):
 @pytest.mark.parametrize(("kind", "is_last"), [("mps", False), ("xpu", True), ("cpu", True)])
 def test_channels_are_not_last_on_an_apple_gpu(kind, is_last):
     network = nn.Conv2d(3, 4, 4)
-    helpers.Speed(torch.device(kind), fast=True).up(network)
+    speed.make_fast(network, torch.device(kind), "float32")
     assert network.weight.is_contiguous(memory_format=torch.channels_last) == is_last

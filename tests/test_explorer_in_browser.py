@@ -17,8 +17,8 @@ import torch
 from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
-from faces.drawing import load_generator
 from faces.files import HERE, WEIGHTS
+from faces.generator import load_generator
 
 api = pytest.importorskip("playwright.sync_api")
 
@@ -26,7 +26,7 @@ EXPLORE = f"""
 import sys
 sys.path.insert(0, {str(HERE)!r})
 import torch, helpers
-from faces.drawing import load_generator
+from faces.generator import load_generator
 draw, sample_z = load_generator({str(WEIGHTS)!r})
 helpers.explore(draw, sample_z, {{"all": torch.full((100,), 0.1)}}, "saved")
 """

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-import helpers
 from benchmarks import ablation_table, features
+from faces.files import WEIGHTS
+from faces.generator import generate_faces
+from faces.measures import frechet_and_kernel, nearest_images
 
 needs_network = pytest.mark.skipif(
     not features.is_installed(), reason="benchmarks/requirements.txt is not installed"
@@ -30,129 +32,134 @@ def test_the_frechet_distance_of_two_normal_distributions():
     a = with_covariance(torch.diag(torch.tensor([1.0, 2, 3]).double()), torch.zeros(3), 0)
     b = with_covariance(torch.diag(torch.tensor([4.0, 2, 1]).double()), torch.arange(3), 1)
     expected = 0 + 1 + 4 + 3**2 + 0 + 2**2  # of the means, and of the deviations
-    assert features.frechet_distance(a, b) == pytest.approx(expected)
-    assert features.frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+    assert frechet_and_kernel(a, b)[0] == pytest.approx(expected)
+    assert frechet_and_kernel(a, a)[0] == pytest.approx(0, abs=1e-9)
     # where the axes differ; the trace of the root of a 2x2 matrix M is (tr M + 2 det(M)^0.5)^0.5
     roots = torch.tensor([[[1.0, 2.0], [0.0, 1.0]], [[2.0, -1.0], [0.0, 3.0]]]).double()
     a, b = (with_covariance(root, torch.zeros(2), i) for i, root in enumerate(roots))
     c, d = roots.mT @ roots
     root = (torch.trace(c @ d) + 2 * torch.det(c @ d) ** 0.5) ** 0.5
     expected = (torch.trace(c) + torch.trace(d) - 2 * root).item()
-    assert features.frechet_distance(a, b) == pytest.approx(expected)
+    assert frechet_and_kernel(a, b)[0] == pytest.approx(expected)
     few = normal(20, 50, 2)  # fewer than there are dimensions
-    assert features.frechet_distance(few, few + 1) == pytest.approx(50, rel=1e-6)
+    assert frechet_and_kernel(few, few + 1)[0] == pytest.approx(50, rel=1e-6)
 
 
 def test_the_kernel_distance_is_unbiased():
     zeros, ones = torch.zeros(2, 1), torch.ones(2, 1)  # the kernel: 1, 8 and between them 1
-    assert features.kernel_distance(zeros, ones) == pytest.approx(1000 * (1 + 8 - 2))
-    values = [
-        features.kernel_distance(normal(40, 5, 2 * i), normal(40, 5, 2 * i + 1)) for i in range(40)
-    ]
+    assert frechet_and_kernel(zeros, ones)[1] == pytest.approx(1000 * (1 + 8 - 2))
+    pairs = [(normal(40, 5, 2 * i), normal(40, 5, 2 * i + 1)) for i in range(40)]
+    values = [frechet_and_kernel(*pair)[1] for pair in pairs]
     error = np.std(values) / len(values) ** 0.5
     assert min(values) < 0 and abs(np.mean(values)) < 3 * error
-    assert features.kernel_distance(normal(40, 5, 0), normal(40, 5, 1) + 1) > 10 * np.std(values)
+    assert frechet_and_kernel(pairs[0][0], pairs[0][1] + 1)[1] > 10 * np.std(values)
 
 
 def test_where_faces_lie_among_real_ones():
     real = normal(400, 4, 0)
     real[200:, 0] += 100  # two clusters
-    same = features.neighbour_measures(torch.cat([normal(200, 4, 1), real[200:] + 0.01]), real)
+    same = features.compute_prdc(torch.cat([normal(200, 4, 1), real[200:] + 0.01]), real)
     assert min(same.values()) > 0.85 and same["density"] == pytest.approx(1, abs=0.2)
-    half = features.neighbour_measures(normal(400, 4, 2), real)  # all in the first
+    half = features.compute_prdc(normal(400, 4, 2), real)  # all in the first
     assert half["precision"] > 0.9 and 0.4 < half["recall"] <= 0.5 >= half["coverage"] > 0.4
-    far = features.neighbour_measures(normal(400, 4, 3) + 1000, real)
+    far = features.compute_prdc(normal(400, 4, 3) + 1000, real)
     assert set(far.values()) == {0}
     # on a line: balls of 3 neighbours reach to 3, 2, 2, 3; those of "5" too, 4 points have no more
     line = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
     faces = torch.tensor([[-2.5], [0.5], [5.5], [50.0]])
-    measured = features.neighbour_measures(faces, line)
+    measured = features.compute_prdc(faces, line)
     assert measured["precision"] == 0.75 and measured["coverage"] == 1
     assert measured["density"] == pytest.approx((1 + 4 + 1 + 0) / 4 / 3)
 
 
 def test_copies_are_closer_to_training_features(monkeypatch):
-    """Each picture's features are its pixels."""
+    """Each image's features are its pixels."""
     monkeypatch.setattr(
-        features, "features_of", lambda images: torch.from_numpy(images).flatten(1).float()
+        features, "extract_features", lambda images: torch.from_numpy(images).flatten(1).float()
     )
-    pictures = np.random.default_rng(0).integers(0, 256, (700, 2, 2, 3), dtype=np.uint8)
-    training, held_out, others = pictures[:400], pictures[400:500], pictures[500:]
-    judge = features.FeatureJudge(training, held_out)
-    assert judge.n == 100 and len(judge.real["frechet"]) == 4 and "closer" not in judge.real
-    measured, copied = judge(others), judge(training[:200])
+    images = np.random.default_rng(0).integers(0, 256, (700, 2, 2, 3), dtype=np.uint8)
+    training, held_out, others = images[:400], images[400:500], images[500:]
+    evaluator = features.FeatureEvaluator(training, held_out)
+    assert (
+        evaluator.size == 100
+        and len(evaluator.baseline["frechet"]) == 4
+        and "closer" not in evaluator.baseline
+    )
+    measured, copied = evaluator(others), evaluator(training[:200])
     assert len(measured["frechet"]) == len(measured["closer"]) == 2
     assert np.mean(measured["closer"]) == pytest.approx(0.5, abs=0.1)
     assert copied["nearest"] == [0, 0] and min(copied["closer"]) > 0.6
-    assert judge.real["nearest"][0] == pytest.approx(np.mean(measured["nearest"]), rel=0.1)
+    assert evaluator.baseline["nearest"][0] == pytest.approx(np.mean(measured["nearest"]), rel=0.1)
 
 
 @pytest.fixture(scope="module")
 def faces() -> np.ndarray:
     """Drawn from the shipped weights, uint8 (1800, 32, 32, 3)."""
-    return helpers.generate_faces(1800, seed=0)
+    return generate_faces(1800, seed=0)
 
 
 @pytest.fixture(scope="module")
-def judge(faces) -> features.FeatureJudge:
+def evaluator(faces) -> features.FeatureEvaluator:
     """Five sets of 300 in the place of training photographs, one in that of held-out ones."""
-    return features.FeatureJudge(faces[300:], faces[:300])
+    return features.FeatureEvaluator(faces[300:], faces[:300])
 
 
-def means(judge: features.FeatureJudge, images: np.ndarray) -> dict[str, float]:
+def means(evaluator: features.FeatureEvaluator, images: np.ndarray) -> dict[str, float]:
     """The measures' means over up to three sets."""
-    return {n: np.mean(values) for n, values in judge(np.ascontiguousarray(images)).items()}
+    return {n: np.mean(values) for n, values in evaluator(np.ascontiguousarray(images)).items()}
 
 
-def over_sets(judge: features.FeatureJudge) -> tuple[dict[str, float], dict[str, float]]:
+def over_sets(evaluator: features.FeatureEvaluator) -> tuple[dict[str, float], dict[str, float]]:
     """The means of real faces' sets, and their standard deviations from set to set."""
-    values = {name: judge.real[name] for name in ablation_table.FEATURES}
+    values = {name: evaluator.baseline[name] for name in ablation_table.FEATURE_MEASURES}
     deviations = {name: np.std(v, ddof=1) for name, v in values.items()}
     return {name: np.mean(v) for name, v in values.items()}, deviations
 
 
 @needs_network
-def test_mixed_and_blurred_faces_are_far_from_real_ones(faces, judge):
-    floor, spread = over_sets(judge)
+def test_mixed_and_blurred_faces_are_far_from_real_ones(faces, evaluator):
+    baseline, spread = over_sets(evaluator)
     mixed = faces[300:600].copy()
     mixed[:, :, 16:] = np.roll(mixed, 1, axis=0)[:, :, 16:]  # the other half is another face's
     x = torch.from_numpy(faces[300:600]).permute(0, 3, 1, 2).float()
     blurred = torch.nn.functional.avg_pool2d(x, 3, 1, 1).permute(0, 2, 3, 1).byte().numpy()
     for images in (mixed, blurred):
-        measured = means(judge, images)
+        measured = means(evaluator, images)
         for name in ("frechet", "kernel"):
-            assert measured[name] > floor[name] + 5 * spread[name]
-        assert measured["precision"] < floor["precision"] - 0.1
-        assert measured["density"] < 0.7 * floor["density"]
+            assert measured[name] > baseline[name] + 5 * spread[name]
+        assert measured["precision"] < baseline["precision"] - 0.1
+        assert measured["density"] < 0.7 * baseline["density"]
 
 
 @needs_network
-def test_a_missing_half_lowers_recall_and_coverage(faces, judge):
-    floor, spread = over_sets(judge)
-    seen = features.features_of(faces[300:])
+def test_a_missing_half_lowers_recall_and_coverage(faces, evaluator):
+    baseline, spread = over_sets(evaluator)
+    seen = features.extract_features(faces[300:])
     order = (seen @ torch.linalg.eigh(seen.T.cov()).eigenvectors[:, -1]).argsort()
     few = np.repeat(faces[300:330], 10, axis=0)
     parts = [faces[300:][order[:750]], faces[300:][order[750:]], few]  # halves that differ most
-    halves = [means(judge, part) for part in parts]
+    halves = [means(evaluator, part) for part in parts]
     for measured in halves:
-        falls = {name: measured[name] / floor[name] for name in ("recall", "coverage")}
+        falls = {name: measured[name] / baseline[name] for name in ("recall", "coverage")}
         assert max(falls.values()) < 1 and min(falls.values()) < 0.75
-        assert measured["precision"] > floor["precision"] - 0.1
-        assert measured["kernel"] > floor["kernel"] + 5 * spread["kernel"]
+        assert measured["precision"] > baseline["precision"] - 0.1
+        assert measured["kernel"] > baseline["kernel"] + 5 * spread["kernel"]
     precision = np.mean([measured["precision"] for measured in halves[:2]])
-    assert precision == pytest.approx(floor["precision"], abs=0.05)  # together they are all faces
-    assert halves[-1]["recall"] < 0.1 and halves[-1]["coverage"] < 0.6 * floor["coverage"]
+    assert precision == pytest.approx(
+        baseline["precision"], abs=0.05
+    )  # together they are all faces
+    assert halves[-1]["recall"] < 0.1 and halves[-1]["coverage"] < 0.6 * baseline["coverage"]
 
 
 @needs_network
-def test_copies_are_found_though_shifted_or_mirrored(faces, judge):
-    training, (held_out,) = faces[300:600], judge.real["nearest"]
-    mirrored = means(judge, training[:, :, ::-1])
-    shifted = means(judge, np.roll(training, 1, axis=2))
+def test_copies_are_found_though_shifted_or_mirrored(faces, evaluator):
+    training, (held_out,) = faces[300:600], evaluator.baseline["nearest"]
+    mirrored = means(evaluator, training[:, :, ::-1])
+    shifted = means(evaluator, np.roll(training, 1, axis=2))
     for measured in (mirrored, shifted):
         assert measured["nearest"] < 0.9 * held_out
     pixels = [
-        np.median(helpers.nearest_images(np.ascontiguousarray(images), faces[300:])[1])
+        np.median(nearest_images(np.ascontiguousarray(images), faces[300:])[1])
         for images in (training[:100, :, ::-1], faces[:100])
     ]
     assert pixels[0] > 0.9 * pixels[1]  # by pixels, mirrored ones are no closer than others
@@ -170,7 +177,7 @@ def test_files_and_runs_are_measured(tmp_path, image_dir, monkeypatch, capsys):
     run = tmp_path / "run"
     before = sorted(path.name for path in run.rglob("*"))
     arguments = ["--data-dir", str(image_dir), "--csv", str(target), "--sets", "2"]
-    features.main([str(features.HERE / "assets" / "generator.safetensors"), str(run), *arguments])
+    features.main([str(WEIGHTS), str(run), *arguments])
     with open(target, newline="") as file:
         real, shipped, average, itself = csv.DictReader(file)
     assert real["weights"] == "training faces" and real["closer"] == "" != real["nearest"]
@@ -204,9 +211,9 @@ def test_a_difference_counts_from_the_spread_over_seeds():
 
     table = {"plain": runs(100, 102, 104), "flips": runs(90, 94), "dropout": runs(80)}
     table[ablation_table.REAL] = runs(1, 50)
-    spread, freedom = ablation_table.spread_over_seeds(table, "frechet")
+    spread, freedom = ablation_table.pool_spread(table, "frechet")
     assert freedom == 3 and spread == pytest.approx(((4 + 4 + 8) / 3) ** 0.5)
-    least = ablation_table.least_difference(table, "frechet", 3, 2)
+    least = ablation_table.least_significant_difference(table, "frechet", 3, 2)
     assert least == pytest.approx(3.18 * spread * (1 / 3 + 1 / 2) ** 0.5)
-    alone = ablation_table.least_difference({"plain": runs(100)}, "frechet")
+    alone = ablation_table.least_significant_difference({"plain": runs(100)}, "frechet")
     assert np.isnan(alone)

@@ -17,14 +17,16 @@ import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 import problem_unittests as rubric
+from faces import grading
 
 sys.path.insert(0, str(Path(__file__).parent))
 from right_answers import CLASSIC, STYLES  # noqa: E402
 from wrong_answers import WRONG_ANSWERS  # noqa: E402
 
-POINTS = [point for point, _, _ in rubric._points()]
+POINTS = list(rubric.POINTS)
 ALL_PASSED = dict.fromkeys(POINTS, "PASSED")
 MODULE = Path(rubric.__file__)
+FACES = Path(grading.__file__).parent
 
 
 def write_notebook(path: Path, cells: list[str]) -> Path:
@@ -34,15 +36,15 @@ def write_notebook(path: Path, cells: list[str]) -> Path:
 
 
 def outcomes(path: Path) -> dict[str, str]:
-    return {result.point: result.outcome for result in rubric.grade(path)}
+    return {result.point: result.outcome for result in grading.grade(path)}
 
 
 def run_alone(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    """Run Python in a folder with nothing of this project on its path."""
+    """Run Python in a folder, with nothing of this project on its path but what lies there."""
     hidden = ("PYTHONPATH", "PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER")
     environment = {k: v for k, v in os.environ.items() if k not in hidden}
     return subprocess.run(
-        [sys.executable, "-I", *arguments],
+        [sys.executable, *arguments],
         cwd=folder,
         env=environment | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -63,37 +65,24 @@ TRICKS = {  # what a notebook with a wrong scale does, in the body of a class; i
     "interrupt": ("raise KeyboardInterrupt", "F{10}"),
     "handler": (
         "import atexit, sys\n    atexit.register(print, 'scale PASSED', file=sys.__stdout__)",
-        r"\.F\.{7}F",
+        r"\.F\.{7}=",
     ),
-    "patched-main": (
-        "import __main__ as t\n    t.test_scale = t._require_tensor = t.Result = print\n"
-        "    torch.allclose = torch.equal = lambda *a, **k: True\n"
-        "    t._outcomes = [('scale', 'PASSED', '')]\n    t._Wrong = t._NotTestable",
-        r"\.F\.{7}F",
-    ),
-    "patched-copy": (
-        "import sys\n    sys.path.append(TEACHER)\n    import problem_unittests as t\n"
-        "    t.test_scale = t._rubric_test = t.grade = print",
-        r"\.F\.{7}F",
+    "patched": (
+        "import __main__, problem_unittests as t, faces.grading as g\n"
+        "    __main__.test_scale = t.test_scale = t._check_tensor = g.Result = print\n"
+        "    t.verdict = g.grade = g.find = lambda *a: ('PASSED', '')\n"
+        "    torch.allclose = torch.equal = lambda *a, **k: True\n    t.Wrong = t.NotTestable",
+        r"\.F\.{7}=",
     ),
     "thread": (
         "import threading, time\n    threading.Thread(target=time.sleep, args=[9999]).start()",
-        r"\.F\.{7}F",
+        r"\.F\.{7}=",
     ),
-    "child": ("import os, time\n    os.fork() or time.sleep(9999)", r"\.F\.{7}F"),
+    "child": ("import os, time\n    os.fork() or time.sleep(9999)", r"\.F\.{7}="),
     "flood": (
         "import os\n    for _ in range(99):\n        os.write(1, b'scale PASSED\\n' * 9999)\n"
         "        os.write(2, b'scale PASSED\\n' * 9999)",
-        r"\.F\.{7}F",
-    ),
-    "rewrite": (
-        "import threading\n    def change():\n        import pathlib, tempfile, time\n"
-        "        while not time.sleep(0.001):\n"
-        "            for file in pathlib.Path(tempfile.gettempdir()).glob('verdicts'):\n"
-        "                if b'FAILED' in (now := file.read_bytes()):\n"
-        "                    file.write_bytes(now.replace(b'FAILED', b'PASSED'))\n"
-        "    threading.Thread(target=change, daemon=True).start()",
-        "[.F]F[.F]{8}",
+        r"\.F\.{7}=",
     ),
 }
 SCALES = {  # what a wrong scale does instead; what is said of it
@@ -117,9 +106,8 @@ SCALES = {  # what a wrong scale does instead; what is said of it
 
 @pytest.fixture(scope="module")
 def graded(tmp_path_factory) -> types.SimpleNamespace:
-    """One run over a class, by the one file alone."""
+    """One run over a class."""
     folder = tmp_path_factory.mktemp("teacher")
-    shutil.copy(MODULE, folder)
     students = folder / "class"
     for number, style in enumerate(list(STYLES)[:6]):
         cells = CLASSIC.split("\n\n\n") + STYLES[style].split("\n\n\n")
@@ -132,8 +120,7 @@ def graded(tmp_path_factory) -> types.SimpleNamespace:
             "class Discriminator(nn.Module):\n",
             f"class Discriminator(nn.Module):\n    {trick}\n\n",
         )
-        cells = [f"TEACHER = {str(folder)!r}", *source.split("\n\n\n")]
-        write_notebook(students / f"trick-{name}.ipynb", cells)
+        write_notebook(students / f"trick-{name}.ipynb", source.split("\n\n\n"))
     for name, (body, _) in SCALES.items():
         source = CLASSIC.replace(RIGHT_SCALE, f"    {body}\n")
         write_notebook(students / f"scale-{name}.ipynb", source.split("\n\n\n"))
@@ -143,7 +130,7 @@ def graded(tmp_path_factory) -> types.SimpleNamespace:
     (students / "utils.py").write_text("def show(images):\n    pass\n")
     (students / "notes.txt").write_text("no solution")
     options = ("--gigabytes", "2", "--json", "grades.json", "--csv", "grades.csv")
-    run = run_alone(folder, MODULE.name, "class", *options)
+    run = run_alone(folder, str(MODULE), "class", *options)
     matrix = {}
     for line in run.stdout.split("\n\n")[1].splitlines():
         name, *marks = line.rsplit(maxsplit=10)
@@ -162,7 +149,8 @@ def test_the_matrix_has_a_row_for_each_notebook_of_the_class(graded):
     assert graded.matrix["exported.py"] == "." * 10
     assert graded.run.returncode == 1 and graded.run.stderr == ""
     counts = Counter(record["outcome"] for record in graded.records)
-    totals = ", ".join(f"{counts[o]} {o}" for o in ("PASSED", "FAILED", "NOT FOUND") if counts[o])
+    kinds = ("PASSED", "FAILED", "NOT FOUND", "NOT JUDGED")
+    totals = ", ".join(f"{counts[kind]} {kind}" for kind in kinds if counts[kind])
     assert graded.run.stdout.endswith(f"\n{n} graded: {totals}\n")
     passed = graded.run.stdout.split("\npassed ")[1].split("\n")[0].split()
     assert [int(p) for p in passed] == [
@@ -210,22 +198,29 @@ def test_the_time_limit_ends_a_notebook(tmp_path):
     path = write_notebook(
         tmp_path / "slow.ipynb", ["class Generator:\n    import time\n    time.sleep(99)"]
     )
-    [(graded_path, results)] = rubric._grade_all([path], seconds=0.5, gigabytes=4)
+    [(graded_path, results)] = grading.grade_all([path], seconds=0.5, gigabytes=4)
     assert graded_path == path and [result.point for result in results] == POINTS
     expected = "not done after 0.5 s: it hangs or is slow (see --seconds)."
     assert {(result.outcome, result.why) for result in results} == {("FAILED", expected)}
 
 
-def test_pytest_needs_the_notebook_and_says_so_once(tmp_path):
+def test_pytest_needs_the_notebook_and_the_grader_and_says_so_once(tmp_path):
     shutil.copy(MODULE, tmp_path)
-    run = run_alone(tmp_path, "-m", "pytest", "-q", MODULE.name)
-    sentence = f"there is no {rubric.NOTEBOOK.name} beside {MODULE.name} to test."
-    assert run.returncode == 2 and run.stdout.count(sentence) == 1, run.stdout + run.stderr
-    assert "Error" not in run.stdout and len(run.stdout.splitlines()) < 10
+    no_notebook = f"there is no {rubric.NOTEBOOK.name} beside {MODULE.name} to test."
+    no_grader = "The grader of notebooks lies in the project's folder faces, which is not here"
+    for sentence in (no_notebook, no_grader):
+        run = run_alone(tmp_path, "-m", "pytest", "-q", MODULE.name)
+        assert run.returncode == 2 and run.stdout.count(sentence) == 1, run.stdout + run.stderr
+        assert "Error" not in run.stdout and len(run.stdout.splitlines()) < 10
+        write_notebook(tmp_path / rubric.NOTEBOOK.name, [CLASSIC])
+    (tmp_path / "faces").mkdir()  # of pictures, perhaps
+    run = run_alone(tmp_path, MODULE.name)
+    assert run.returncode == 1 and run.stderr.startswith(no_grader) and run.stderr.count("\n") == 1
 
 
 def test_pytest_tests_the_notebook_beside_the_module(tmp_path):
     shutil.copy(MODULE, tmp_path)
+    shutil.copytree(FACES, tmp_path / "faces", ignore=shutil.ignore_patterns("__pycache__"))
     broken = CLASSIC.replace("torch.tanh(self.t_conv3(x))", "self.t_conv3(x)")
     write_notebook(tmp_path / rubric.NOTEBOOK.name, [broken])
     run = run_alone(tmp_path, "-m", "pytest", "-q", MODULE.name)
@@ -239,19 +234,19 @@ def test_pytest_tests_the_notebook_beside_the_module(tmp_path):
 @pytest.fixture
 def here(monkeypatch) -> None:
     """Grade in this process."""
-    in_turn = lambda paths, *limits: ((path, list(rubric.grade(path))) for path in paths)  # noqa: E731
-    monkeypatch.setattr(rubric, "_grade_all", in_turn)
+    in_turn = lambda paths, *limits: ((path, list(grading.grade(path))) for path in paths)  # noqa: E731
+    monkeypatch.setattr(grading, "grade_all", in_turn)
 
 
 def test_the_notebook_beside_the_module_is_the_default(tmp_path, monkeypatch, here, capsys):
     monkeypatch.setattr(rubric, "NOTEBOOK", write_notebook(tmp_path / "mine.ipynb", [CLASSIC]))
-    assert rubric.main([]) == 0
+    assert grading.main([]) == 0
     assert capsys.readouterr().out.endswith("\n1 graded: 10 PASSED\n")
 
 
 def test_what_is_not_there_is_not_found(tmp_path, here, capsys):
     part = CLASSIC[: CLASSIC.index("class Discriminator")]
-    assert rubric.main([str(write_notebook(tmp_path / "part.ipynb", [part]))]) == 1
+    assert grading.main([str(write_notebook(tmp_path / "part.ipynb", [part]))]) == 1
     out = capsys.readouterr().out
     assert (
         "generator            NOT FOUND  Generator: the notebook does not define Generator." in out
@@ -259,21 +254,23 @@ def test_what_is_not_there_is_not_found(tmp_path, here, capsys):
     assert out.endswith("\n1 graded: 2 PASSED, 8 NOT FOUND\n")
 
 
-def test_advice_and_what_cannot_be_tested_cost_nothing(tmp_path, monkeypatch, here, capsys):
-    def advise(scale):
-        rubric._outcomes.append(("scale", "ADVICE", "scale: could be shorter"))
-
-    def give_up(real_loss):
-        rubric._outcomes.append(("real_loss", "NOT TESTABLE HERE", "real_loss: needs a GPU"))
-
-    monkeypatch.setattr(rubric, "test_scale", advise)
-    monkeypatch.setattr(rubric, "test_real_loss", give_up)
-    assert rubric.main([str(write_notebook(tmp_path / "x.ipynb", [CLASSIC]))]) == 0
+def test_advice_and_what_cannot_be_tested_cost_nothing(tmp_path, here, capsys):
+    source = CLASSIC.replace("0.0002, 0.5, 0.999", "0.0002, 0.9, 0.999")
+    source = source.replace("    samples = []\n", "    samples = np.load('moments.npy')\n")
+    assert grading.main([str(write_notebook(tmp_path / "x.ipynb", [source]))]) == 0
     out = capsys.readouterr().out
-    assert "scale                ADVICE     scale: could be shorter" in out
-    assert "real_loss            NOT TESTABLE HERE real_loss: needs a GPU" in out
-    assert "   .   a   .   .   .   .   ?   .   .   .\n" in out
+    assert "optimizers           ADVICE     optimizers: d_optimizer's beta1 is 0.9; " in out
+    assert "train                NOT TESTABLE HERE train: something is missing: " in out
+    assert "   .   .   .   .   .   .   .   .   a   ?\n" in out
     assert out.endswith("\n1 graded: 8 PASSED, 1 ADVICE, 1 NOT TESTABLE HERE\n")
+
+
+def test_a_notebook_given_twice_is_graded_once(tmp_path, monkeypatch, here, capsys):
+    write_notebook(tmp_path / "a.ipynb", [CLASSIC])
+    monkeypatch.chdir(tmp_path)
+    assert grading.main(["a.ipynb", "a.ipynb", str(tmp_path), "."]) == 0
+    out = capsys.readouterr().out
+    assert out.count("a.ipynb: 10 PASSED") == 1 and out.endswith("\n1 graded: 10 PASSED\n")
 
 
 @pytest.mark.parametrize(
@@ -292,13 +289,13 @@ def test_bad_arguments_are_named_before_any_work(
     (tmp_path / "empty").mkdir()
     (tmp_path / "x.ipynb").touch()
     with pytest.raises(SystemExit) as stopped:
-        rubric.main(arguments)
+        grading.main(arguments)
     assert stopped.value.code == 2 and sentence in capsys.readouterr().err
 
 
 def test_the_help_says_that_code_is_executed_and_what_is_guarded(capsys):
     with pytest.raises(SystemExit):
-        rubric.main(["--help"])
+        grading.main(["--help"])
     said = " ".join(capsys.readouterr().out.split())
     assert "Grading executes code of the notebook" in said
     assert "limits of time and memory and a temporary working directory" in said
@@ -345,7 +342,7 @@ def test_this_projects_notebook_passes(cache):
 
 def test_the_unsolved_starter_fails_every_point_with_a_sentence(tmp_path):
     starter = write_notebook(tmp_path / "starter.ipynb", STARTER)
-    reasons = {result.point: result for result in rubric.grade(starter)}
+    reasons = {result.point: result for result in grading.grade(starter)}
     assert {result.outcome for result in reasons.values()} == {"FAILED"}
     for point, words in {
         "get_dataloader": "it returns None. Expected a DataLoader",
@@ -403,7 +400,7 @@ def test_work_that_a_function_needs_does_not_run(tmp_path, definitions, work, us
     expected = dict(ALL_PASSED)
     if used != "history.losses":
         expected["train"] = "NOT TESTABLE HERE"
-    results = list(rubric.grade(path))
+    results = list(grading.grade(path))
     assert {result.point: result.outcome for result in results} == expected
     why = f"train: {used} is missing, solution.ipynb, cell 4 touches files, downloads or trains"
     assert (used == "history.losses") != results[-1].why.startswith(why)
@@ -422,7 +419,7 @@ def test_what_runs_later_runs_in_an_empty_folder(tmp_path, monkeypatch):
 def test_an_error_outside_functions_names_its_cell(tmp_path):
     source = CLASSIC.replace("optim.Adam(D.parameters()", "optim.Adam(D.parameter()")
     path = write_notebook(tmp_path / "solution.ipynb", ["import torch", source])
-    why = {result.point: result.why for result in rubric.grade(path)}["optimizers"]
+    why = {result.point: result.why for result in grading.grade(path)}["optimizers"]
     assert "has no attribute 'parameter', cell 2, line " in why
     assert why.endswith("(d_optimizer = optim.Adam(D.parameter(), lr, [beta1, beta2])).")
 
@@ -432,12 +429,11 @@ def test_a_broken_cell_costs_only_what_it_defines(tmp_path):
         "\n\n\n"
     )
     path = write_notebook(tmp_path / "broken.ipynb", cells)
-    results = {result.point: result for result in rubric.grade(path)}
+    results = {result.point: result for result in grading.grade(path)}
     assert results["scale"].outcome == "FAILED"
     assert "broken.ipynb, cell 3 does not run: SyntaxError" in results["scale"].why
-    assert results["train"].outcome == "FAILED"
-    why = "train: scale is missing, broken.ipynb, cell 3 does not run: SyntaxError"
-    assert results["train"].why.startswith(why)
+    assert results["train"].outcome == "NOT JUDGED"  # one fault costs one point
+    assert results["train"].why == "train: not judged: see scale."
     passed = {point for point, result in results.items() if result.outcome == "PASSED"}
     assert passed == {*POINTS} - {"scale", "train"}
 
@@ -448,7 +444,7 @@ def test_a_broken_cell_costs_only_what_it_defines(tmp_path):
 def load(tmp_path: Path, *cells: str, uses: str) -> types.ModuleType:
     """Load a notebook whose ``scale`` reads some names."""
     cells = (*cells, "def scale(x):\n    " + uses.replace(" ", "; "))
-    return rubric.load_definitions(write_notebook(tmp_path / "some.ipynb", list(cells)))
+    return grading.load_solution(write_notebook(tmp_path / "some.ipynb", list(cells)))
 
 
 def test_what_the_rubric_needs_is_defined(tmp_path):
@@ -481,7 +477,7 @@ def test_what_the_rubric_does_not_need_does_not_run(tmp_path):
         new_code_cell("raise SystemExit('nor this')"),
     ]
     nbformat.write(new_notebook(cells=cells), tmp_path / "lesson.ipynb")
-    module = rubric.load_definitions(tmp_path / "lesson.ipynb")
+    module = grading.load_solution(tmp_path / "lesson.ipynb")
     assert module.scale(1) == 10 and module.other == 3 and not module.__broken__
     assert not {"made", "more", "long", "beside"} & set(vars(module))
     assert str(tmp_path) not in map(str, map(Path, sys.path))
@@ -517,7 +513,7 @@ def test_what_touches_files_or_trains_is_left_out(tmp_path):
     )
     left_out = {name: error for names, error in module.__broken__ for name in names}
     assert [calls[int(name[1:])] for name in vars(module) if re.match(r"v\d", name)] == []
-    assert {type(error) for error in left_out.values()} == {rubric._NotTestable}
+    assert {type(error) for error in left_out.values()} == {rubric.NotTestable}
     assert module.good[1:] == ("c/b", 0)
     assert (tmp_path / "kept").read_text() == "kept" and not (tmp_path / "made").exists()
 

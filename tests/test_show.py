@@ -15,11 +15,11 @@ from conftest import blobs
 from PIL import Image
 from torch import nn
 
-from faces import diagrams, pictures
+from faces import show
 
 
 class Small(nn.Module):
-    """Latents (N, 5) -> pictures (N, 3, 16, 16), through a block with batch norm, to a logit."""
+    """Latents (N, 5) -> images (N, 3, 16, 16), through a block with batch norm, to a logit."""
 
     def __init__(self):
         super().__init__()
@@ -54,13 +54,13 @@ def texts() -> list[str]:
 
 
 def test_a_drawn_network_names_every_layer_and_size(tmp_path):
-    diagrams.draw_network(Small(), torch.rand(2, 5), tmp_path / "network.png")
+    show.draw_network(Small(), torch.rand(2, 5), tmp_path / "network.png")
     expected = ["5", "fc", "linear", "6 x 4 x 4", "deconv1", "4x4, stride 2", "4 x 8 x 8"]
     expected += ["deconv2", "6x6, stride 2", "3 x 16 x 16", "conv1", "3x3, stride 1"]
     expected += ["8 x 16 x 16", "score", "linear", "1"]
     assert texts() == expected
-    with Image.open(tmp_path / "network.png") as picture:
-        assert picture.convert("L").getextrema()[1] == 255 and picture.width >= 1000
+    with Image.open(tmp_path / "network.png") as image:
+        assert image.convert("L").getextrema()[1] == 255 and image.width >= 1000
 
 
 @pytest.mark.parametrize("side", [32, 64])
@@ -70,13 +70,13 @@ def test_the_texts_of_a_large_network_do_not_overlap(channels, side):
     convs = [nn.Conv2d(a, b, 4, 2, 1) for a, b in zip(widths, widths[1:], strict=False)]
     logit = nn.Linear(widths[-1] * (side // 16) ** 2, 1)
     network = nn.Sequential(*convs, nn.Flatten(), logit).requires_grad_(False)
-    diagrams.draw_network(network, torch.rand(1, 3, side, side))
+    show.draw_network(network, torch.rand(1, 3, side, side))
     assert [text for text in texts() if " x " in text] == [
         f"{width} x {side >> i} x {side >> i}" for i, width in enumerate(widths)
     ]
 
 
-@pytest.mark.parametrize("describe", [diagrams.draw_network, diagrams.layer_table])
+@pytest.mark.parametrize("describe", [show.draw_network, show.layer_table])
 def test_describing_a_network_leaves_it_alone(describe):
     network = Small().train()
     network.deconv1.eval()
@@ -91,24 +91,15 @@ def test_describing_a_network_leaves_it_alone(describe):
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-def test_the_game_is_drawn_with_both_networks_and_what_they_learn(tmp_path):
-    diagrams.draw_game(tmp_path / "game.png")
-    shown = " ".join(texts()).replace("\n", " ")
-    for words in ("generator G", "discriminator D", "real or generated?", "random numbers z"):
-        assert words in shown
-    assert "learns to tell" in shown and "learns to pass" in shown
-    assert (tmp_path / "game.png").stat().st_size > 5000
-
-
 # ------------------------------------------------------------------------------------- animations
 
 
 def test_an_animation_is_saved_and_shown_with_every_frame(tmp_path, monkeypatch):
-    frames = list(blobs(28, 70, 274, seed=0))
+    frames = blobs(28, 70, 274, seed=0)
     shown = []
-    monkeypatch.setattr(pictures, "get_ipython", object)
-    monkeypatch.setattr(pictures, "display", shown.append)
-    pictures.show_animation(frames, tmp_path / "progress.gif", milliseconds=200)
+    monkeypatch.setattr(show, "get_ipython", object)
+    monkeypatch.setattr(show, "display", shown.append)
+    show.show_animation(frames, tmp_path / "progress.gif", milliseconds=200)
     (output,) = shown
     content, metadata = output._repr_mimebundle_()
     assert metadata["image/png"] == {"width": 548}
@@ -126,8 +117,15 @@ def test_an_animation_is_saved_and_shown_with_every_frame(tmp_path, monkeypatch)
                 assert np.argmin(differences) == i and differences[i] < 12  # of 255
 
 
+def test_frames_of_several_images_are_laid_out_in_rows(tmp_path):
+    frames = np.stack([blobs(16, 8, 8, seed) for seed in range(3)])
+    show.show_animation(frames, tmp_path / "progress.gif")
+    with Image.open(tmp_path / "progress.gif") as animation:
+        assert (animation.n_frames, animation.size) == (3, (2 * (8 * 10 + 2), 2 * (2 * 10 + 2)))
+
+
 def test_a_script_only_writes_the_animation(tmp_path, capsys):
-    pictures.show_animation(list(blobs(3, 20, 30, seed=0)), tmp_path / "progress.gif")
+    show.show_animation(blobs(3, 20, 30, seed=0), tmp_path / "progress.gif")
     assert capsys.readouterr().out == ""
     assert [path.name for path in tmp_path.iterdir()] == ["progress.gif"]
 

@@ -1,7 +1,12 @@
-"""Faces from trained weights, with the notebook's own generator."""
+"""Trained generators: their files of weights, and the faces that they draw.
+
+The network is the notebook's own ``Generator``, changed by the idea that it was trained with.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -9,16 +14,17 @@ from numbers import Integral
 from pathlib import Path
 
 import numpy as np
+import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from faces.arrays import to_uint8
-from faces.files import WEIGHTS
-from faces.ideas import change_lesson, load_ideas
-from faces.notebook import load_definitions
-from faces.skin import draw_balanced
-from faces.weights import read_weights
+from faces.files import WEIGHTS, atomic_write
+from faces.images import to_uint8
+from faces.notebook import change_notebook, load_definitions, load_ideas
+from faces.properties import sample_balanced
+
+# ------------------------------------------------------------------------ faces
 
 
 def generate_faces(
@@ -33,7 +39,7 @@ def generate_faces(
         n: how many, at most 100,000.
         seed: the same seed gives the same faces.
         weights: a ``generator.safetensors`` that the notebook's training wrote.
-        balanced: draw until each class of lightness has its equal share, see ``draw_balanced``;
+        balanced: draw until each class of lightness has its equal share, see ``sample_balanced``;
             classes of which too few were drawn are printed.
 
     Returns:
@@ -51,7 +57,7 @@ def generate_faces(
         draw, sample_z = load_generator(weights)
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed other devices too
         if balanced:
-            faces = draw_balanced(lambda size: draw(sample_z(size)), n)
+            faces = sample_balanced(lambda size: draw(sample_z(size)), n)
             if len(faces) < n:
                 raise ValueError(f"Only {len(faces)} faces that {weights} draws have a class.")
             return faces
@@ -92,10 +98,10 @@ def load_generator(
         idea = metadata.get("idea", "")
         if not re.fullmatch(r"[\w+]*", idea):  # a file of weights must not choose what code runs
             raise ValueError(f"they were trained with {idea!r}, which is not in ideas/")
-        lesson = load_definitions()
-        change_lesson(lesson, load_ideas(idea).values())
-        lesson.z_size, lesson.device = z_size, torch.device("cpu")
-        _, G = lesson.build_network(8, conv_dim, z_size, image_size)
+        notebook = load_definitions()
+        change_notebook(notebook, load_ideas(idea).values())
+        notebook.z_size, notebook.device = z_size, torch.device("cpu")
+        _, G = notebook.build_network(8, conv_dim, z_size, image_size)
         G.eval().to(memory_format=torch.channels_last).load_state_dict(state)
         for name, own in G.state_dict().items():
             found = state[name]
@@ -106,4 +112,44 @@ def load_generator(
         raise ValueError(
             f"{weights} does not hold weights of the notebook's Generator: {error}"
         ) from error
-    return torch.inference_mode()(lambda z: to_uint8(G(z))), lesson.sample_z
+    return torch.inference_mode()(lambda z: to_uint8(G(z))), notebook.sample_z
+
+
+# ------------------------------------------------------------------------ files of weights
+
+
+def write_weights(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file, with "checksum" in its metadata; a full disk raises ``OSError``."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    metadata = metadata | {"checksum": _checksum(state, metadata)}
+    content = safetensors.torch.save(state)  # which would put metadata in a random order
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(content[8:start])}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(len(text).to_bytes(8, "little") + text + content[start:])
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file: its tensors and its metadata.
+
+    Raises:
+        safetensors.SafetensorError: if it is none.
+        ValueError: if it has a checksum that does not fit; not all have one.
+    """
+    with safetensors.safe_open(path, framework="pt") as opened:
+        metadata = opened.metadata() or {}
+        state = {name: opened.get_tensor(name) for name in opened.keys()}
+    if metadata.get("checksum") not in (None, _checksum(state, metadata)):
+        raise ValueError("its checksum does not fit, so it was damaged or changed")
+    return state, metadata
+
+
+def _checksum(state: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    texts = sorted(item for item in metadata.items() if item[0] != "checksum")
+    digest = hashlib.sha256(json.dumps(texts).encode())
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,181 @@
+"""One process, or those that ``torchrun`` started, training together; what they print.
+
+The names are those of Hugging Face's accelerate, which is not used: its two processes do not end
+where one does, and PyTorch's own synchronised batch norm works on GPUs only.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from IPython import get_ipython
+from IPython.display import display
+from torch import Tensor, nn
+from tqdm import tqdm
+
+
+def join_processes() -> tuple[torch.device, int]:
+    """Join the processes that ``torchrun`` started, if it did.
+
+    Each sits on an accelerator of its own, or all share the CPU (always on a Mac). Only the main
+    one prints and writes: the others' standard output is dropped.
+
+    Returns:
+        This process's device, and how many processes there are.
+
+    Raises:
+        ValueError: if a machine has fewer accelerators than processes.
+    """
+    num_processes = int(os.environ.get("WORLD_SIZE", 1))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if os.environ.get("RANK", "0") != "0":
+        sys.stdout = open(os.devnull, "w")
+    device = torch.device("cpu")
+    kind = torch.accelerator.current_accelerator(check_available=True)
+    if kind and (num_processes == 1 or kind.type != "mps"):  # that has no backend for several
+        if local_rank >= torch.accelerator.device_count():
+            raise ValueError(
+                f"There are {torch.accelerator.device_count()} accelerators on this machine. Set "
+                "--nproc-per-node to that number, or hide them to run on the CPU."
+            )
+        torch.accelerator.set_device_index(local_rank)
+        device = torch.device(kind.type, local_rank)
+    if num_processes > 1 and not dist.is_initialized():
+        # Others wait while one decodes the images.
+        dist.init_process_group(
+            dist.get_default_backend_for_device(device),
+            timeout=timedelta(hours=2),
+            device_id=None if device.type == "cpu" else device,
+        )
+    return device, num_processes
+
+
+def leave_processes() -> None:
+    """End all processes but the main one."""
+    if dist.is_initialized():
+        is_main = is_main_process()
+        dist.destroy_process_group()
+        if not is_main:
+            sys.exit()
+
+
+def distribute(*networks: nn.Module) -> list[nn.Module]:
+    """Let networks average their gradients, and batch norm its statistics, over all processes.
+
+    Returns:
+        The networks themselves if there is one process, else wrapped in
+        ``DistributedDataParallel`` with synchronised batch norm.
+    """
+    if not dist.is_initialized():
+        return list(networks)
+    for network in networks:
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.__class__ = SyncBatchNorm2d
+    parallel = nn.parallel.DistributedDataParallel
+    known = inspect.signature(parallel).parameters
+    new = "forward_sync_buffers"  # PyTorch 2.14's name of broadcast_buffers
+    return [parallel(n, **{new if new in known else "broadcast_buffers": False}) for n in networks]
+
+
+def is_main_process() -> bool:
+    """Tell whether this process prints and writes."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def from_main_process(make: Callable[[], Any]) -> Any:
+    """Let the main process make something; return it in all of them."""
+    made = [make() if is_main_process() else None]
+    if dist.is_initialized():
+        dist.broadcast_object_list(made)
+    return made[0]
+
+
+def shard(batch: Any) -> Any:
+    """Take this process's part of a global batch: every n-th, and as many as the others."""
+    if not dist.is_initialized():
+        return batch
+    n = dist.get_world_size()
+    return batch[dist.get_rank() : len(batch) // n * n : n]
+
+
+@contextmanager
+def local_main_process_first() -> Iterator[None]:
+    """Let one process of a machine do the work first; the others find it done."""
+    waits = dist.is_initialized() and int(os.environ["LOCAL_RANK"]) > 0
+    if waits:
+        dist.barrier()
+    yield
+    if dist.is_initialized() and not waits:
+        dist.barrier()
+
+
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm over the batches of all processes; PyTorch's own does so on GPUs only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (N, C, H, W); in evaluation mode, or alone again, as the plain one does."""
+        if not self.training or not dist.is_initialized():
+            return super().forward(x)
+        n = x.numel() // x.shape[1] * dist.get_world_size()
+        values = x.to(torch.promote_types(x.dtype, torch.float32))
+        mean = _AllReduce.apply(values.sum((0, 2, 3), keepdim=True)) / n
+        centred = values - mean
+        variance = _AllReduce.apply(centred.square().sum((0, 2, 3), keepdim=True)) / n
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean.flatten(), self.momentum)
+            self.running_var.lerp_(variance.flatten() * n / (n - 1), self.momentum)
+        weight, bias = (p.view(1, -1, 1, 1) for p in (self.weight, self.bias))
+        return (centred * (variance + self.eps).rsqrt() * weight + bias).to(x.dtype)
+
+
+class _AllReduce(torch.autograd.Function):
+    """The sum over all processes, for the backward pass too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _AllReduce.apply(gradient)  # which has a derivative itself
+
+
+# ------------------------------------------------------------------------ printing
+
+
+def print_main(line: str) -> None:
+    """Print a line above the live line, in the main process only."""
+    if is_main_process():
+        tqdm.write(line)
+
+
+class Progress(tqdm):
+    """A tqdm line that also reads well in a saved notebook: one line of text, updated in place."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.handle = None
+        kwargs.setdefault("disable", not is_main_process())
+        if hasattr(get_ipython(), "kernel"):
+            self.handle = display({"text/plain": ""}, raw=True, display_id=True)
+            kwargs |= {"file": io.StringIO(), "ncols": 100, "mininterval": 0.5}
+        super().__init__(*args, **kwargs)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Show the line: the method that tqdm means other front ends to replace."""
+        if self.handle is None:
+            super().display(msg, pos)
+        else:
+            self.handle.update({"text/plain": str(self) if msg is None else msg}, raw=True)
