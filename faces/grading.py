@@ -277,7 +277,9 @@ MARKS["NOT JUDGED"] = "="  # it fails only because another part does
 
 
 _RIGHT: dict[str, Callable[..., Any]] = {  # parts that take the place of those that have failed
-    "scale": lambda x, feature_range=(-1, 1): torch.lerp(*map(torch.tensor, feature_range), x),
+    "scale": lambda x, feature_range=(-1, 1): (
+        x * (feature_range[1] - feature_range[0]) + feature_range[0]
+    ),
     "weights_init_normal": lambda m: (
         nn.init.normal_(m.weight, 0.0, 0.02)
         if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))
@@ -317,11 +319,20 @@ def _watch() -> Callable[[], str]:
         if isinstance(f, types.FunctionType) and f.__module__ in _OURS:
             names = ("__code__", "__defaults__", "__kwdefaults__")
             state += [(f, name, getattr(f, name)) for name in names]
+    known = {owner: {*vars(owner)} for owner in owners}
     hooks = [(sys.setprofile, sys.getprofile), (sys.settrace, sys.gettrace)]
     hooked = [get() for _, get in hooks]
 
+    def shadows(owner: Any, name: str) -> bool:  # in the place of a builtin or of a base's method
+        bases = owner.__mro__[1:] if isinstance(owner, type) else [builtins] * (owner in ours)
+        return any(name in vars(base) for base in bases)
+
     def mend() -> str:
         changed = []
+        for owner in owners:
+            for name in filter(functools.partial(shadows, owner), {*vars(owner)} - known[owner]):
+                delattr(owner, name)
+                changed.append(name)
         for owner, name, value in state:
             is_function = isinstance(owner, types.FunctionType)
             if (getattr(owner, name) if is_function else vars(owner).get(name)) is not value:
@@ -351,16 +362,18 @@ def grade(path: str | Path) -> Iterator[Result]:
     mend()
     failed: list[str] = []
     for name, point in points:
-        outcome, why = _judge(module, name)
+        outcome, why = _judge(module, name, point)
         changed = mend()
         near = [part for part in failed if part in _USES.get(name, ())]
         stand_ins = _stand_ins(near, module)
         if outcome == "FAILED" and stand_ins and not changed:
-            with_right, other = _judge(load_solution(path, stand_ins), name)
+            with_right_ones = load_solution(path, stand_ins)
+            mend()
+            other_outcome, other = _judge(with_right_ones, name, point)
             changed = mend()
-            if with_right in ("PASSED", "ADVICE"):
+            if other_outcome in ("PASSED", "ADVICE"):
                 outcome, why = "NOT JUDGED", f"{name}: not judged: see {' and '.join(near)}."
-            elif with_right == "FAILED" and other != why and "the code stopped" not in other:
+            elif other_outcome == "FAILED" and other != why and "the code stopped" not in other:
                 why = f"{other} (Found with a right {' and '.join(near)} in place of yours.)"
         if changed:
             outcome = "FAILED"
@@ -374,9 +387,8 @@ def grade(path: str | Path) -> Iterator[Result]:
         yield Result(name, outcome, _one_line(why), _one_line(line))
 
 
-def _judge(module: types.ModuleType, name: str) -> tuple[str, str]:
+def _judge(module: types.ModuleType, name: str, point: rubric.Point) -> tuple[str, str]:
     """Test a point of a notebook; return the outcome, and the sentence that says why."""
-    point = rubric.POINTS[name]
     outcome, why = rubric.verdict(point, *[find(module, part) for part in point.names])
     if undefined := re.search(r"NameError: name '(\w+)' is not defined", why):
         cause = find(module, undefined[1])

@@ -290,7 +290,8 @@ def frechet_and_kernel(features: Tensor, others: Tensor) -> tuple[float, float]:
     for metric, places in ((frechet, slice(None)), (kernel, slice(n))):
         for values, real in ((features[places], True), (others[places], False)):
             metric.update(values.to(metric.device).double(), real=real)
-    return frechet.compute().item(), 1000 * kernel.compute()[0].item()
+    with torch.random.fork_rng(devices=[]):  # the kernel's subset, which is all, is drawn
+        return frechet.compute().item(), 1000 * kernel.compute()[0].item()
 
 
 def inception_distances(images: np.ndarray, others: np.ndarray) -> dict[str, float]:
