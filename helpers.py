@@ -1,4 +1,4 @@
-"""What would interrupt the lesson; each name comes from a module of ``faces/``, by subject.
+"""Gathers what the notebook needs; each name comes from the module of ``faces/`` on its subject.
 
 Data: ``data`` gets the photographs, ``images`` decodes them and makes batches.
 The notebook itself: ``notebook`` has its settings and the ideas that change it.
@@ -7,7 +7,7 @@ Training: ``speed`` makes networks and the step fast, on one device or (``parall
 Faces: ``generator`` draws them from trained weights, ``measures`` compares them with photographs,
 ``properties`` tells what they show, ``explorer`` has a slider for each property.
 ``show`` shows images and networks; ``files`` knows where things lie and writes them whole.
-Beside the lesson, ``grading`` grades solutions of others.
+Beside the lesson, ``grading`` grades other people's solutions.
 """
 
 # ruff: noqa: I001 (by subject)

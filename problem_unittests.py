@@ -30,6 +30,7 @@ import math
 import os
 import random
 import re
+import shutil
 import sys
 import tempfile
 import traceback
@@ -188,7 +189,7 @@ def _binary_cross_entropy(
 
 
 def _lead_writing(stack: ExitStack) -> None:
-    """Lead what is written to folders outside of the working folder into it, and read it there."""
+    """Lead what is written to or deleted in other folders than the working one into this."""
     here = os.getcwd()
     inside = tuple(os.path.join(folder, "") for folder in (here, tempfile.gettempdir(), "/dev"))
 
@@ -197,7 +198,7 @@ def _lead_writing(stack: ExitStack) -> None:
             return path
         full = os.path.abspath(path)
         place = here + "/outside" + os.path.splitdrive(full)[1]
-        if full.startswith(inside) or not (writes or os.path.exists(place)):
+        if (full + os.sep).startswith(inside) or not (writes or os.path.exists(place)):
             return path
         os.makedirs(os.path.dirname(place), exist_ok=True)
         return place
@@ -213,7 +214,14 @@ def _lead_writing(stack: ExitStack) -> None:
     def save_led(content: Any, f: Any, *args: Any, plain: Any = torch.save, **options: Any) -> None:
         plain(content, led(f), *args, **options)
 
-    for module, ours in ((builtins, open_led), (io, open_led), (os, mkdir_led), (torch, save_led)):
+    def call_led(plain: Any, *paths: Any, **options: Any) -> Any:
+        return plain(*map(led, paths), **options)
+
+    patches = [(builtins, open_led), (io, open_led), (os, mkdir_led), (torch, save_led)]
+    for plain in (os.remove, os.unlink, os.rmdir, os.rename, os.replace, shutil.rmtree):
+        module = shutil if plain is shutil.rmtree else os
+        patches.append((module, functools.wraps(plain)(functools.partial(call_led, plain))))
+    for module, ours in patches:
         name = ours.__name__.removesuffix("_led")
         stack.enter_context(mock.patch.object(module, name, ours))
 
@@ -279,6 +287,12 @@ def describe(error: BaseException) -> str:
     return f"the code stopped with {type(error).__name__}: {text}".rstrip(": ") + place
 
 
+_NO_GPU = re.compile(  # how torch says so
+    "not compiled with CUDA|NVIDIA driver|No CUDA GPUs|cuda.is_available.. is False"
+    "|CUDA error|Device type CUDA is not supported|without ATen_cuda"
+)
+
+
 def _lack(error: BaseException) -> str:
     """Say what this machine lacks, if that is the error; what the tested code raises is not."""
     trace = error.__traceback__
@@ -290,8 +304,8 @@ def _lack(error: BaseException) -> str:
         return ""
     if isinstance(error, (FileNotFoundError, ModuleNotFoundError)):
         return f"something is missing: {error}."
-    no_gpu = "not compiled with CUDA|NVIDIA driver|No CUDA GPUs|cuda.is_available.. is False"
-    return f"it needs a GPU: {describe(error)}." if re.search(no_gpu, str(error)) else ""
+    lacks = _NO_GPU.search(str(error)) and not torch.cuda.is_available()
+    return f"it needs a GPU: {describe(error)}." if lacks else ""
 
 
 def _inner(function: Any) -> Any:
@@ -956,7 +970,7 @@ def _check_loss(loss: Callable[..., Tensor], low: float, high: float, **options:
     flipped = any(low < t.mean() + 0.01 < high for t in negated)
     yield not flipped, f"the sign of the loss is flipped{called}. Remove the minus."
     squared = g.std() < 1e-4 * g.abs().mean() and any("least" in kind for kind in found)
-    inside = f"torch.mean((D_out - {right}) ** 2)"
+    inside = "torch.mean((D_out - 1) ** 2)" if right else "torch.mean(D_out ** 2)"
     yield not squared, f"the square is outside of the mean{called}. Expected {inside}."
     if pooled:
         label = round(float(pooled[0].mean()), 2) + 0.0
@@ -1241,7 +1255,8 @@ class _Recorder(TorchFunctionMode):
     def _kinds(self, images: Tensor, marks: list[_Mark]) -> list[str]:
         """Tell real, generated and mixed images, and note where they have most values."""
         record, kinds = self.record, []
-        for row, mark in zip(images, marks, strict=True):
+        levels = images.quantile(torch.tensor([0.1, 0.9]), dim=1).T
+        for row, mark, level in zip(images, marks, levels, strict=True):
             if not mark:  # it came by NumPy
                 centred = record.images - record.images.mean(1, keepdim=True)
                 likeness, i = F.cosine_similarity(row - row.mean(), centred).max(0)
@@ -1250,7 +1265,7 @@ class _Recorder(TorchFunctionMode):
             record.seen.update(real)
             kinds.append("fake" if not real else "real" if real == mark else "mixed")
             if mark:
-                record.levels[kinds[-1]].append(row.quantile(torch.tensor([0.1, 0.9])))
+                record.levels[kinds[-1]].append(level)
         return kinds
 
     # What steps do

@@ -1,1 +1,1 @@
-"""What stands behind the lesson, a subject a module; ``helpers.py`` is the map of it."""
+"""What would interrupt the lesson, one module for each subject; ``helpers.py`` is the map."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -16,17 +17,25 @@ import numpy as np
 from PIL import Image
 
 from faces import files, grading
-from faces.files import WEIGHTS, atomic_write, build_once, printable
+from faces.data import ARCHIVE_URL
+from faces.files import RECORD, WEIGHTS, atomic_write, build_once, printable
 from faces.generator import generate_faces, walk
 from faces.images import array_folder
+from faces.measures import INCEPTION_URL
+from faces.parallel import keep_printing
 from faces.show import image_grid, show_animation, write_images
 
 COMMAND = "python -m faces"
+# Files in the cache, and of decoded images in "arrays" or a folder's ".NAME-arrays".
+DOWNLOADS = {Path(url).name for url in (ARCHIVE_URL, INCEPTION_URL)}
+HASHES = r"\.?[0-9a-f]{12}(-[0-9a-f]{12}){0,2}"
+ARRAY = re.compile(HASHES + r"(-unfinished-[0-9a-f]{8})?\.(npy|lock|lock\.soft)")
 SIDE = 64  # pixels of a walk's frames, of which the GIF has twice as many
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Do what a command line says; return the exit code. A wrong one raises ``SystemExit``."""
+    keep_printing()
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["grade"]:  # it has options of its own
         return grading.main(arguments[1:])
@@ -67,18 +76,38 @@ def make_walk(options: argparse.Namespace) -> None:
 
 
 def cache(options: argparse.Namespace) -> None:
-    """List what is kept for later runs, and how large it is; or delete it."""
+    """List what is kept for later runs, and how large it is; or delete it, and name the rest."""
     kept = sorted(files.CACHE.iterdir()) if files.CACHE.is_dir() else []
     kept += [folder for data in options.data if (folder := array_folder(data)).is_dir()]
-    total = 0
+    total, others = 0.0, []
     for path in kept:
-        within = [path, *path.rglob("*")]
+        within = [path] if path.is_symlink() else [path, *path.rglob("*")]
         size = sum(p.lstat().st_size for p in within if not p.is_dir()) / 1e6
+        if options.delete and (left := _delete(path)):
+            others += left
+            continue
         total += size
-        if options.delete:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
         print(f"{size:10,.1f} MB  {printable(str(path))}")
     print(f"{total:10,.1f} MB  {'deleted' if options.delete else 'in all'}")
+    for path in others:
+        print(f"Not deleted, since it is a link, behind one, or not ours: {printable(str(path))}")
+
+
+def _delete(path: Path) -> list[Path]:
+    """Delete what was made here, and follow no links; return what else is there."""
+    if path.is_symlink() or (path.parent == files.CACHE and files.CACHE.is_symlink()):
+        return [path]
+    if path.is_file() and (path.name in DOWNLOADS or ARRAY.fullmatch(path.name)):
+        path.unlink()
+    elif (path / RECORD).is_file() or path.name.startswith(".unfinished-faces"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    elif path.is_dir() and re.fullmatch(r"arrays|\..*-arrays", path.name):
+        if left := [other for child in sorted(path.iterdir()) for other in _delete(child)]:
+            return left
+        path.rmdir()
+    else:
+        return [path]
+    return []
 
 
 def _free(out: Path, *endings: str) -> Path:
@@ -86,7 +115,7 @@ def _free(out: Path, *endings: str) -> Path:
     if out.suffix not in endings:
         known = " or ".join(ending or "none (a folder)" for ending in endings)
         raise ValueError(f"--out {out} must have the ending {known}.")
-    if out.exists():
+    if out.exists() or out.is_symlink():
         raise ValueError(f"{out} already exists. Delete it, or set another --out.")
     if not out.parent.is_dir():
         raise ValueError(f"There is no folder {out.parent}. Make it, or set another --out.")
@@ -130,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     caching = add("cache", cache, text, "processed_celeba_small")
     text = "folders of images, for the decoded images beside them"
     caching.add_argument("data", type=Path, nargs="*", metavar="FOLDER", help=text)
-    caching.add_argument("--delete", action="store_true", help="delete all that is listed")
+    caching.add_argument("--delete", action="store_true", help="delete what is listed and ours")
     text = "grade solutions of the project: notebooks, scripts, a whole class"
     add("grade", None, text, "class/")
     parser.epilog = "\n".join(["examples:", *examples])

@@ -12,30 +12,34 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, Timeout
 from torch import Tensor
 
-from faces.files import atomic_write, check_writable
+from faces.files import acquire_lock, atomic_write, check_writable, remove_unfinished
 from faces.parallel import from_main_process, print_main
 
 # The latest checkpoint, and the one before it.
 CHECKPOINTS = ("checkpoint.pt", "checkpoint-before.pt")
+# What each of them has; "parts" are states of networks and optimizers, and tensors.
+_ENTRIES = {"settings": dict, "parts": dict, "results": dict, "random": dict}
+_ENTRIES |= {"order": int, "epoch": int, "batch": int, "losses": Tensor}
 
 # ------------------------------------------------------------------------ the folder
 
 
-def choose_folder(path: str | Path, resume: bool) -> tuple[Path, FileLock]:
+def choose_folder(path: str | Path | int, resume: bool) -> tuple[Path, BaseFileLock]:
     """Choose a run's folder, and lock it for this process.
 
     It is ``path`` if that is new, empty, or holds a run to resume. Nothing that lies there
-    otherwise is touched: then it is ``path-2``, ``path-3`` ...
+    otherwise is touched: then it is ``path-2``, ``path-3`` ... A number, which is what papermill
+    makes of a name of digits, is taken as text.
 
     Raises:
         ValueError: if the path has no name of its own, such as ``.``.
         RuntimeError: if another run writes to the folder of the run to resume.
         OSError: if the folder cannot be made or written to.
     """
-    first = Path(path).expanduser()
+    first = Path(str(path)).expanduser()
     if not first.name:
         raise ValueError(f"output_dir is {path}. Give a folder of its own, such as runs/faces.")
     for number in count(1):
@@ -55,22 +59,25 @@ def _holds_files(folder: Path) -> bool:
     return folder.exists() and (not folder.is_dir() or any(folder.glob("[!.]*")))
 
 
-def lock_folder(folder: Path) -> FileLock:
-    """Make a folder and lock it for this process.
+def lock_folder(folder: Path) -> BaseFileLock:
+    """Make a folder, lock it for this process, and remove what a killed one left half-written.
 
     Raises:
         RuntimeError: if another run has locked it.
         OSError: if it cannot be made or written to.
     """
     check_writable(folder, "output_dir")
-    lock = FileLock(folder.absolute() / ".lock", thread_local=False)
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
+        lock = acquire_lock(folder.absolute() / ".lock", timeout=0).lock
+    except Timeout as error:
+        is_soft = error.lock_file.endswith(".soft")  # which may outlive its process
         raise RuntimeError(
             f"Another run is writing to {folder}, or is about to. Wait for it, shut down the "
             "notebook that it is in, or set output_dir to another folder."
+            + f" If there is no such run, delete {error.lock_file}."
+            * is_soft
         ) from None
+    remove_unfinished(folder)
     return lock
 
 
@@ -92,31 +99,88 @@ def load_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], str] | None:
     """Find and read the latest checkpoint.
 
     Returns:
-        Its path, what it holds, and what to do where it is of no use; None without one.
+        Its path, what it holds, and what to do if it is of no use; None if there is none.
 
     Raises:
-        ValueError: if it is damaged or no checkpoint.
+        ValueError: if it is damaged, or is not a checkpoint.
     """
     found = [p for name in CHECKPOINTS if (p := folder / name).is_file()]
     if not found:
         return None
     hint = "set resume = False (or another output_dir) for a new run"
-    path, data = found[0], io.BytesIO(found[0].read_bytes())
+    try:
+        return found[0], read_checkpoint(found[0]), hint
+    except ValueError as error:
+        hint += f", or delete it to resume from {found[1].name}" if found[1:] else ""
+        raise ValueError(f"{error}: {hint}.") from None
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint, and check that it is whole, one of a run, and finite.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    data = io.BytesIO(path.read_bytes())
     try:
         with zipfile.ZipFile(data) as container:
             if (part := container.testzip()) is not None:
                 raise ValueError(f"the checksum of {part} does not fit")
         data.seek(0)
         state = torch.load(data, map_location="cpu", weights_only=True)
-        return path, dict(state, settings=dict(state["settings"])), hint
+        _check(state)
+        return state
     except Exception as error:  # torch.load raises many kinds
-        hint += f", or delete it to resume from {found[1].name}" if found[1:] else ""
         reason = (str(error).splitlines() or [""])[0]
         if isinstance(error, pickle.UnpicklingError):  # torch's own advice is to load it anyway
             reason = "it is cut off, or holds more than numbers"
         raise ValueError(
-            f"{path} is damaged, or is not a checkpoint of this notebook ({reason}): {hint}."
+            f"{path} is damaged, or is not a checkpoint of this notebook ({reason})"
         ) from None
+
+
+def _check(state: Any) -> None:
+    """Raise an error that says so if what a checkpoint holds cannot be of a run."""
+    _check_types(state, _ENTRIES)
+    _check_types(state["results"], {"samples": list, "measures": list})
+    _check_types(state["random"], {"cpu": Tensor})
+    torch.Generator().set_state(state["random"]["cpu"])  # which checks it
+    epoch, batch, losses = state["epoch"], state["batch"], state["losses"]
+    samples, measures = state["results"]["samples"], state["results"]["measures"]
+    n_before = len(losses) - batch  # steps of the epochs before
+    names = [*measures[0]] if measures else []
+    numbers = [x for row in measures for x in row.values()]
+    is_right = {
+        "settings": not any(isinstance(value, Tensor) for value in state["settings"].values()),
+        "losses": losses.dtype == torch.float64 and losses.shape[1:] == (2,) and is_finite(losses),
+        "epoch": epoch >= 0 and (n_before % epoch if epoch else n_before) == 0,
+        "batch": 0 <= batch <= (n_before // epoch if epoch else len(losses)),
+        "samples": len(samples) == epoch
+        and all(x.shape == samples[0].shape and x.dtype == torch.uint8 for x in samples)
+        and all(x.ndim == 4 and len(x) and x.shape[3] == 3 for x in samples[:1]),
+        "measures": len(measures) == epoch
+        and all([*row] == names for row in measures)
+        and all(isinstance(x, (int, float)) for x in numbers),
+        "random": all(x.dtype == torch.uint8 for x in state["random"].values()),
+        "order": 0 <= state["order"] < 2**62,
+    }
+    is_right |= {name: is_finite(part) for name, part in state["parts"].items()}
+    if wrong := [name for name, right in is_right.items() if not right]:
+        raise ValueError(f"what it has as {', '.join(wrong)} cannot be of a run")
+
+
+def _check_types(entries: Any, types: dict[str, type]) -> None:
+    for name, kind in types.items():
+        if not isinstance(entries, dict) or type(entries.get(name)) is not kind:
+            raise ValueError(f"it has no {kind.__name__} named {name}")
+
+
+def is_finite(state: Any) -> bool:
+    """Whether all numbers in the tensors of a state, in dicts and lists perhaps, are finite."""
+    if isinstance(state, Tensor):
+        return bool(state.isfinite().all())
+    parts = state.values() if isinstance(state, dict) else state
+    return not isinstance(state, (dict, list, tuple)) or all(map(is_finite, parts))
 
 
 def resume(
@@ -153,17 +217,16 @@ def resume(
         )
     try:
         load_state_dict(parts, state["parts"])
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise ValueError(f"{path} does not fit these networks ({error}): {hint}.") from None
     epoch, batch = state["epoch"], state["batch"]
     done = f"{epoch} epochs" + (f" and {batch} batches" if batch else "")
     if epoch < n_epochs:
         print_main(f"Resuming from {path}: {done} are done.")
     else:
-        more = "" if "n_epochs" in settings else "; to train it further, raise n_epochs"
         print_main(
             f"{path} already holds this run, {done}: nothing is left to train. To start over, set "
-            f"resume = False{more}."
+            "resume = False; to train it further, raise n_epochs."
         )
     return state
 
@@ -174,16 +237,25 @@ def state_dict(parts: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_state_dict(parts: dict[str, Any], states: dict[str, Any]) -> None:
-    """Bring networks, optimizers and tensors to states saved on whatever device."""
+    """Bring networks, optimizers and tensors to states saved on whatever device.
+
+    Of an optimizer's options only the learning rate is taken, which may have fallen in a run.
+
+    Raises:
+        LookupError, TypeError, ValueError, RuntimeError, AttributeError: if they do not fit.
+    """
     for name, part in parts.items():
         if isinstance(part, Tensor):
+            if states[name].shape != part.shape:
+                raise ValueError(f"{name} is {[*states[name].shape]}, not {[*part.shape]}")
             part.copy_(states[name])
             continue
         if isinstance(part, torch.optim.Optimizer):
             pairs = zip(states[name]["param_groups"], part.param_groups, strict=True)
-            for saved, group in pairs:  # how it steps is of the device, not of the run
-                how = {n: group[n] for n in ("capturable", "fused", "foreach") if n in group}
-                saved.update(how, lr=float(saved["lr"]))
+            for saved, group in pairs:
+                if not 0 <= (lr := float(saved["lr"])) <= 1:
+                    raise ValueError(f"the learning rate of {name} is {lr}")
+                saved.update({n: v for n, v in group.items() if n != "params"}, lr=lr)
         part.load_state_dict(states[name])
 
 

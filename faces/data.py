@@ -1,4 +1,4 @@
-"""The photographs: a folder, a zip, the download, or without a network faces in their place."""
+"""The photographs: a folder, a zip or the download; without a network, drawn faces."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import threading
 import time
 import zipfile
 import zlib
-from contextlib import suppress
 from pathlib import Path
 
 import pooch
@@ -20,7 +19,7 @@ from urllib3.exceptions import HTTPError
 from faces import files
 from faces.files import FULL, WEIGHTS, build_once, check_writable, refuse_unreadable
 from faces.generator import generate_faces
-from faces.images import is_image_name
+from faces.images import check_path, is_hidden, is_image_name
 from faces.parallel import Progress
 from faces.show import write_images
 
@@ -51,8 +50,8 @@ def get_data(data_dir: str | Path) -> Path:
 
     A folder is used as it is. A zip is checked and unpacked once, into the user's cache folder, and
     again if images are missing there. If the default folder, ``processed_celeba_small``, does not
-    exist, the official CelebA archive is downloaded, checked and unpacked there; without a network
-    the offline set takes its place: faces drawn from the shipped weights.
+    exist or is empty, the official CelebA archive is downloaded, checked and unpacked there;
+    without a network the offline set takes its place: faces drawn from the shipped weights.
 
     Args:
         data_dir: a folder, a zip file, or the place where the download shall go.
@@ -62,17 +61,20 @@ def get_data(data_dir: str | Path) -> Path:
 
     Raises:
         FileNotFoundError: if nothing is there, and it is not the default.
-        ValueError: if the folder holds this project too; if the file is not a zip, is damaged, or
-            would grow as no photographs do; if the download is not the file expected.
+        ValueError: if ``data_dir`` cannot be a path; if the folder holds this project too; if the
+            file is not a zip, is damaged, or would grow as no photographs do; if the download is
+            not the file expected.
         OSError: if the disk is full, something cannot be read or written to, or the download fails.
     """
-    given, data_dir = data_dir, Path(data_dir).expanduser()
+    given, data_dir = data_dir, check_path(data_dir)
     if files.HERE.is_relative_to(data_dir.resolve()):  # "", ".", "/"
         raise ValueError(f"data_dir is {str(given)!r}. Set it to a folder of images alone.")
     try:
         if data_dir.is_dir():
-            return data_dir
-        if data_dir.is_file():
+            if data_dir.name != DATA or not all(map(is_hidden, os.listdir(data_dir))):
+                return data_dir
+        elif data_dir.is_file():
+            _check_zip(data_dir)
             folder = files.CACHE / f"{data_dir.stem[:50]}-{pooch.file_hash(data_dir)[:12]}"
             unpack(data_dir, folder)
             return folder
@@ -83,15 +85,26 @@ def get_data(data_dir: str | Path) -> Path:
     archive = files.CACHE / Path(ARCHIVE_URL).name
     if not archive.is_file() and not is_reachable(ARCHIVE_URL):
         print(
-            f"There is no folder {data_dir} and no network to download it: "
+            f"There is no folder {data_dir}, or nothing in it, and no network to download it: "
             f"{OFFLINE_FACES:,} faces drawn from the shipped weights take its place."
         )
         folder = files.CACHE / f"offline-{pooch.file_hash(WEIGHTS)[:12]}"
         return build_once(folder, _draw_offline_set)
-    print(f"There is no folder {data_dir}: the CelebA faces (248 MB) go there.")
-    check_writable(data_dir.parent, "data_dir")
-    unpack(download(ARCHIVE_URL, ARCHIVE_SHA256), data_dir)
+    print(f"There is no folder {data_dir}, or nothing in it: the CelebA faces (248 MB) go there.")
+    folder = data_dir / "celeba" if data_dir.is_dir() else data_dir  # which may be a mounted drive
+    check_writable(folder.parent, "data_dir")
+    unpack(download(ARCHIVE_URL, ARCHIVE_SHA256), folder)
     return data_dir
+
+
+def _check_zip(path: Path) -> None:
+    """Refuse a file of another kind. A zip cut off looks like one, so it may be called a zip."""
+    with open(path, "rb") as file:
+        if path.suffix.lower() != ".zip" and not zipfile.is_zipfile(file):
+            raise ValueError(
+                f"{path} is neither a folder nor a zip. Set data_dir to the folder of the images, "
+                "or to a zip of them; unpack an archive of another kind by hand."
+            )
 
 
 def _draw_offline_set(temporary: Path) -> Path:
@@ -106,9 +119,13 @@ def is_reachable(url: str, seconds: float = 8.0) -> bool:
     answered = threading.Event()
 
     def ask() -> None:
-        with suppress(requests.RequestException):
+        try:
             requests.head(url, timeout=seconds)
-            answered.set()
+        except requests.RequestException:
+            return
+        except OSError:  # REQUESTS_CA_BUNDLE names no file: the download says so
+            pass
+        answered.set()
 
     # The look-up of a name has no time limit of its own: wait for the thread, and leave it behind.
     thread = threading.Thread(target=ask, daemon=True)
@@ -161,9 +178,12 @@ def download(url: str, sha256: str) -> Path:
                     get = pooch.HTTPDownloader(progress, timeout=DOWNLOAD_TIMEOUT)
                     get(url, str(temporary / "file"), None)
                 break
-            except (requests.RequestException, HTTPError) as error:
+            except (OSError, ValueError, HTTPError) as error:  # ValueError: a length of "abc"
+                if getattr(error, "errno", None) in FULL:
+                    raise
                 status = getattr(getattr(error, "response", None), "status_code", 500)
-                if status < 500 or isinstance(error, _Slow) or not left:
+                may_pass = isinstance(error, (requests.RequestException, HTTPError))
+                if not may_pass or status < 500 or isinstance(error, _Slow) or not left:
                     raise OSError(
                         f"The download of {url} failed: {error}. Run the cell again. (In place of "
                         "the archive, data_dir can be a folder of images of your own.)"

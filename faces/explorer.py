@@ -67,19 +67,21 @@ class Explorer:
         if self.shown is not None:
             self.shown.update(_enlarged(self.image()))
 
-    def save(self, button: object = None) -> Path:
-        """Write ``face_1.png`` and its latent ``.npy``, or the next number; return the path."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        number = 1
-        while any((self.folder / f"face_{number}{end}").exists() for end in (".png", ".npy")):
-            number += 1
-        path = self.folder / f"face_{number}.png"
-        with atomic_write(path.with_suffix(".npy")) as temporary:
-            np.save(temporary, self.latent().numpy())
-        with atomic_write(path) as temporary:
-            self.image().save(temporary)
-        self.said.value = f"saved: {path}, and its latent beside it"
-        return path
+    def save(self, button: object = None) -> None:
+        """Write ``face_1.png`` and its latent ``.npy``, or the next number, and say so."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            number = 1
+            while any((self.folder / f"face_{number}{end}").exists() for end in (".png", ".npy")):
+                number += 1
+            path = self.folder / f"face_{number}.png"
+            with atomic_write(path.with_suffix(".npy")) as temporary:
+                np.save(temporary, self.latent().numpy())
+            with atomic_write(path) as temporary:
+                self.image().save(temporary)
+            self.said.value = f"saved: {path}, and its latent beside it"
+        except OSError as error:
+            self.said.value = f"not saved: {error}"
 
 
 def explore(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pooch
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, SoftFileLock, Timeout
 
 HERE = Path(__file__).resolve().parents[1]
 NOTEBOOK = HERE / "dlnd_face_generation.ipynb"
@@ -21,6 +22,7 @@ CACHE = pooch.os_cache("dlnd-face-generation")
 RECORD = ".number-of-files"
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, the user's share of it, the file
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}  # some network drives
 
 
 def printable(text: str) -> str:
@@ -36,9 +38,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
         OSError: if the disk is full; nothing half-written is left.
         PermissionError: if another program has the file open, on Windows.
     """
-    temporary = path.with_name(f".{path.name}")
+    part = f".{path.stem[:50]}-unfinished-{secrets.token_hex(4)}{path.suffix}"  # nobody has it
+    temporary = path.with_name(part)
     try:
         with explain_full_disk(path.parent):
+            open(temporary, "xb").close()  # never follows a link
             yield temporary
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())  # on the disk before it takes the name
@@ -51,6 +55,33 @@ def atomic_write(path: Path) -> Iterator[Path]:
                 ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what ``atomic_write`` left in a folder when its process was killed."""
+    for path in folder.glob(".*-unfinished-????????*"):
+        path.unlink(missing_ok=True)
+
+
+def acquire_lock(path: Path, timeout: float = -1) -> AcquireReturnProxy:
+    """Lock a file for this process: for a ``with`` statement, or until its ``lock`` is released.
+
+    Where the file system has no locks, one file more, ``PATH.soft``, takes their place: it may be
+    left when its process ends otherwise than by itself, and another machine cannot tell.
+
+    Args:
+        path: the file.
+        timeout: seconds to wait if another process has it; for ever below 0.
+
+    Raises:
+        filelock.Timeout: if it had it all that time.
+    """
+    try:
+        return FileLock(path, thread_local=False).acquire(timeout)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return SoftFileLock(f"{path}.soft", thread_local=False).acquire(timeout)
 
 
 def build_once(path: Path, build: Callable[[Path], Path]) -> Path:
@@ -69,13 +100,13 @@ def build_once(path: Path, build: Callable[[Path], Path]) -> Path:
     beside = path.parent
     if beside == CACHE:
         check_writable(CACHE, "the environment variable XDG_CACHE_HOME")
-    lock = FileLock(beside / ".unfinished-faces.lock")
+    file = beside / ".unfinished-faces.lock"
     with explain_full_disk(beside):
         try:
-            lock.acquire(timeout=0.5)
+            lock = acquire_lock(file, timeout=0.5).lock
         except Timeout:
             print(f"Another process is working in {beside}: waiting for it.")
-            lock.acquire()
+            lock = acquire_lock(file).lock
         try:
             if not _is_whole(path):
                 for left in beside.glob(".unfinished-faces-*"):
@@ -89,7 +120,7 @@ def build_once(path: Path, build: Callable[[Path], Path]) -> Path:
                     os.replace(built, path)
         finally:
             with suppress(OSError):  # on Windows the lock itself does it
-                os.unlink(lock.lock_file)
+                os.unlink(file)
             lock.release()
     return path
 
@@ -101,6 +132,18 @@ def _is_whole(path: Path) -> bool:
 
 def _count(folder: Path) -> bytes:
     return b"%d" % sum(1 for _ in folder.rglob("[!.]*"))
+
+
+def count_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Count the cores that this process may use: by its affinity, and by its container's quota."""
+    if hasattr(os, "process_cpu_count"):  # Python 3.13
+        n = os.process_cpu_count()
+    else:
+        n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with suppress(OSError, ValueError):  # "max" is none
+        limit, period = map(int, quota.read_text().split())
+        n = min(n or 1, -(-limit // period))  # rounded up
+    return n or 1
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Trained generators: their files of weights, and the faces that they draw.
 
-The network is the notebook's own ``Generator``, changed by the idea that it was trained with.
+The shipped weights are drawn by a class of this module. Weights of an own run are drawn by the
+notebook's ``Generator``, changed by the idea that it was trained with.
 """
 
 from __future__ import annotations
@@ -8,7 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import reprlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from itertools import pairwise
 from numbers import Integral
 from pathlib import Path
@@ -17,11 +21,11 @@ import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from faces.files import WEIGHTS, atomic_write
 from faces.images import to_uint8
-from faces.notebook import change_notebook, load_definitions, load_ideas
+from faces.notebook import RANGES, change_notebook, load_definitions, load_ideas
 from faces.properties import sample_balanced
 
 # ------------------------------------------------------------------------ faces
@@ -32,8 +36,8 @@ def generate_faces(
 ) -> np.ndarray:
     """Draw faces from trained weights.
 
-    The network is made by the notebook on the disk, not by a cell that was just changed, and by the
-    idea that the weights were trained with.
+    The shipped weights do not need the notebook. For others the network is made by the notebook on
+    the disk, not by a cell that was just changed, and by the idea that they were trained with.
 
     Args:
         n: how many, at most 100,000.
@@ -48,8 +52,8 @@ def generate_faces(
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not a generator's, does not fit the notebook's ``Generator``, or was
-            damaged; if it was trained with an idea that is not in ideas/; if ``n`` is out of
-            range; or if too few faces have a class.
+            damaged; if that cannot be made; if it was trained with an idea that is not in ideas/;
+            if ``n`` is out of range; or if too few faces have a class.
     """
     if not isinstance(n, Integral) or not 1 <= n <= 100_000:
         raise ValueError(f"n is {n!r}: it must be a whole number from 1 to 100,000.")
@@ -85,34 +89,115 @@ def walk(seeds: Sequence[int], weights: str | Path = WEIGHTS) -> np.ndarray:
     return np.concatenate([draw(z) for z in [*ways, ends[-1]]])
 
 
+# ------------------------------------------------------------------------ networks
+
+
+class DCGAN(nn.Module):
+    """Latents (N, z_size) -> images (N, 3, image_size, image_size) in [-1, 1].
+
+    It is the ``Generator`` that the shipped weights were trained as. It stays as it is, whatever
+    becomes of the notebook's.
+    """
+
+    def __init__(self, z_size: int, conv_dim: int, image_size: int) -> None:
+        super().__init__()
+        side = image_size // 16
+        self.start = (conv_dim * 8, side, side)
+        self.fc = nn.Linear(z_size, conv_dim * 8 * side * side)
+        self.deconv1 = _deconv(conv_dim * 8, conv_dim * 4)
+        self.deconv2 = _deconv(conv_dim * 4, conv_dim * 2)
+        self.deconv3 = _deconv(conv_dim * 2, conv_dim)
+        self.deconv4 = nn.ConvTranspose2d(conv_dim, 3, 4, 2, 1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.fc(z).unflatten(1, self.start)
+        return torch.tanh(self.deconv4(self.deconv3(self.deconv2(self.deconv1(x)))))
+
+
+def _deconv(in_channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.ConvTranspose2d(in_channels, out_channels, 4, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(),
+    )
+
+
 def load_generator(
     weights: str | Path,
 ) -> tuple[Callable[[Tensor], np.ndarray], Callable[[int], Tensor]]:
-    """What draws latents (n, z_size), and what drew them; changes the random state."""
+    """Return what draws faces from latents (n, z_size), and what draws latents.
+
+    Changes the random state.
+    """
     if not Path(weights).is_file():
         raise FileNotFoundError(f"There is no file {weights}: train first, or name another.")
     try:
         state, metadata = read_weights(weights)
-        names = ("z_size", "g_conv_dim", "image_size")
-        z_size, conv_dim, image_size = (int(metadata[name]) for name in names)
+        z_size, conv_dim, image_size = sizes = _read_sizes(state, metadata)
+        if metadata.get("architecture") == "DCGAN":  # as .ci/ship_weights.py writes it
+            return _load(partial(DCGAN, *sizes), lambda n: torch.rand(n, z_size) * 2 - 1, state)
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{weights} does not hold weights of a generator: {error}") from error
+    failures = ""
+    try:
         idea = metadata.get("idea", "")
-        if not re.fullmatch(r"[\w+]*", idea):  # a file of weights must not choose what code runs
-            raise ValueError(f"they were trained with {idea!r}, which is not in ideas/")
+        if not re.fullmatch(r"[\w+]{0,1000}", idea):  # they must not choose what code runs
+            raise ValueError(f"they were trained with {reprlib.repr(idea)}, which is not in ideas/")
+        ideas = load_ideas(idea).values()
         notebook = load_definitions()
-        change_notebook(notebook, load_ideas(idea).values())
+        failures = notebook.failures()
+        change_notebook(notebook, ideas)
         notebook.z_size, notebook.device = z_size, torch.device("cpu")
-        _, G = notebook.build_network(8, conv_dim, z_size, image_size)
-        G.eval().to(memory_format=torch.channels_last).load_state_dict(state)
-        for name, own in G.state_dict().items():
-            found = state[name]
-            dtypes = (own.dtype, torch.float16) if own.is_floating_point() else (own.dtype,)
-            if found.dtype not in dtypes or not found.isfinite().all():
-                raise ValueError(f"{name} is {found.dtype}, or not finite: not {own.dtype}")
-    except (SafetensorError, AttributeError, KeyError, ValueError, RuntimeError) as error:
+        sizes = (8, conv_dim, z_size, image_size)
+        return _load(lambda: notebook.build_network(*sizes)[1], notebook.sample_z, state)
+    except Exception as error:  # a learner's code may raise anything
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        more = failures if isinstance(error, NameError) else ""
         raise ValueError(
-            f"{weights} does not hold weights of the notebook's Generator: {error}"
+            f"{weights} does not hold weights of the notebook's Generator: {kind}{error}{more}"
         ) from error
-    return torch.inference_mode()(lambda z: to_uint8(G(z))), notebook.sample_z
+
+
+def _read_sizes(state: dict[str, Tensor], metadata: dict[str, str]) -> list[int]:
+    """Read ``z_size``, ``g_conv_dim`` and ``image_size``; ``ValueError`` if one cannot be."""
+    sizes, n_numbers = [], sum(tensor.numel() for tensor in state.values())
+    for name in ("z_size", "g_conv_dim", "image_size"):
+        text, (meaning, is_right) = metadata.get(name, ""), RANGES[name]
+        sizes.append(int(text) if re.fullmatch(r"\d{1,18}", text) else None)
+        if not is_right(sizes[-1]):
+            raise ValueError(f"{name} is {reprlib.repr(text)}: it must be {meaning}")
+        if sizes[-1] > n_numbers:
+            raise ValueError(f"{name} is {text}, but the file has only {n_numbers:,} numbers")
+    return sizes
+
+
+def _load(
+    build: Callable[[], nn.Module], sample_z: Callable[[int], Tensor], state: dict[str, Tensor]
+) -> tuple[Callable[[Tensor], np.ndarray], Callable[[int], Tensor]]:
+    """Make a network, once the file has its sizes, load it and try it; see ``load_generator``."""
+    with suppress(RuntimeError, TypeError), torch.device("meta"):  # which takes no memory
+        _compare(build().state_dict(), state)  # unless a network reads values while it is made
+    G = build().eval().to(memory_format=torch.channels_last)
+    _compare(G.state_dict(), state)
+    G.load_state_dict(state)
+    with torch.inference_mode():
+        if not G(sample_z(2)).isfinite().all():
+            raise ValueError("it draws NaN: a variance is below 0, or weights are too large")
+    return torch.inference_mode()(lambda z: to_uint8(G(z))), sample_z
+
+
+def _compare(expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    """Raise ``ValueError`` unless a file's tensors are those of a network, perhaps in float16."""
+    for name in sorted(expected.keys() ^ found.keys()):
+        raise ValueError(f"{name} is {'missing' if name in expected else 'in the file only'}")
+    for name, own in expected.items():
+        tensor = found[name]
+        dtypes = (own.dtype, torch.float16) if own.is_floating_point() else (own.dtype,)
+        if tensor.shape != own.shape or tensor.dtype not in dtypes:
+            have, need = (f"{t.dtype} {tuple(t.shape)}" for t in (tensor, own))
+            raise ValueError(f"{name} is {have}, where the network has {need}")
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} has values that are not finite")
 
 
 # ------------------------------------------------------------------------ files of weights

@@ -115,8 +115,8 @@ def _pieces(where: str, source: str) -> Iterator[_Piece]:
     for node in tree.body:
         imports = isinstance(node, (ast.Import, ast.ImportFrom))
         is_loop = isinstance(node, (ast.For, ast.While, ast.With))  # which defines nothing
-        is_call = not isinstance(node, (ast.FunctionDef, ast.ClassDef))
-        calls = [n.func for n in ast.walk(node) if is_call and isinstance(n, ast.Call)]
+        runs_later = isinstance(node, (ast.FunctionDef, ast.ClassDef))
+        calls = [n.func for n in ast.walk(node) if isinstance(n, ast.Call) and not runs_later]
         trains = any(isinstance(f, ast.Name) and f.id == "train" for f in calls)
         place = f"{where}, line {node.lineno}: {lines[node.lineno - 1].strip()[:200]}"
         for alias in node.names if imports else [None]:  # a missing module costs no other
@@ -127,7 +127,7 @@ def _pieces(where: str, source: str) -> Iterator[_Piece]:
             constant = isinstance(node, (ast.Assign, ast.AnnAssign)) and not reads
             if constant or re.match(r"from .* import \*|globals\(\)\.update", ast.unparse(node)):
                 stores = stores | {"*"}
-            defines = imports or not is_call or bool(stores & _FUNCTIONS)
+            defines = imports or runs_later or bool(stores & _FUNCTIONS)
             yield _Piece(code, defines, stores, reads, trains, place)
 
 
@@ -180,7 +180,7 @@ def load_solution(
             pieces += _pieces(where, source)
         except SyntaxError as error:
             would = set(re.findall(r"^(?:def |class )?(\w+) *(?=[=(:])", source, re.MULTILINE))
-            line = f"line {error.lineno} ({(error.text or '').strip()})"
+            line = f"line {error.lineno} ({(error.text or '').strip()[:200]})"
             message = f"{where} does not run: SyntaxError: {error.msg}, {line}."
             module.__broken__.append((would, rubric.Wrong(message)))
     end = _first_of_two(pieces)
@@ -265,15 +265,15 @@ class Result(NamedTuple):
     """What a notebook got for a point of the rubric."""
 
     point: str
-    outcome: str  # a key of MARKS
+    outcome: str  # a key of ALL_MARKS
     why: str = ""  # one line
     line: str = ""  # where the part is defined, and its first line
 
 
 _OURS = {rubric.__name__, __name__}
-# The outcomes, and how the table shows them.
+# The outcomes of a test, and how the table shows them.
 MARKS = {"PASSED": ".", "FAILED": "F", "ADVICE": "a", "NOT TESTABLE HERE": "?", "NOT FOUND": "-"}
-MARKS["NOT JUDGED"] = "="  # it fails only because another part does
+ALL_MARKS = {**MARKS, "NOT JUDGED": "="}  # it fails only because another part does
 
 
 _RIGHT: dict[str, Callable[..., Any]] = {  # parts that take the place of those that have failed
@@ -289,22 +289,24 @@ _RIGHT: dict[str, Callable[..., Any]] = {  # parts that take the place of those 
     "real_loss": lambda D_out, smooth=False: (D_out - 1).square().mean(),
     "fake_loss": lambda D_out: D_out.square().mean(),
 }
-_USES = {  # the points that fail where some parts do
+_USES = {  # what the points use of them
     "build_network": {"weights_init_normal"},
     "optimizers": {"weights_init_normal"},
     "train": {*_RIGHT},
 }
 
 
-def _stand_ins(failed: list[str], module: types.ModuleType) -> dict[str, Any]:
-    """Right parts for those that have failed, if they take what the notebook's own take."""
-    losses, taken = {"real_loss", "fake_loss"}, {}
-    for name in losses.union(failed) if losses & set(failed) else failed:  # one may use the other
+def _replaceable(failed: list[str], module: types.ModuleType) -> list[str]:
+    """The parts that have failed, as far as right ones take what the notebook's own take."""
+    losses, names = {"real_loss", "fake_loss"}, []
+    for name in sorted(
+        losses.union(failed) if losses & {*failed} else failed
+    ):  # one uses the other
         with suppress(TypeError, ValueError):
             _, *others = inspect.signature(getattr(module, name, _RIGHT[name])).parameters
-            if set(others) <= inspect.signature(_RIGHT[name]).parameters.keys():
-                taken[name] = _RIGHT[name]
-    return taken
+            if {*others} <= inspect.signature(_RIGHT[name]).parameters.keys():
+                names.append(name)
+    return names
 
 
 def _watch() -> Callable[[], str]:
@@ -358,23 +360,28 @@ def grade(path: str | Path) -> Iterator[Result]:
         ValueError: if it is no notebook.
     """
     points, mend = list(rubric.POINTS.items()), _watch()
-    module = load_solution(path)
-    mend()
+
+    @functools.cache
+    def load(*right: str) -> types.ModuleType:
+        module = load_solution(path, {part: _RIGHT[part] for part in right})
+        mend()
+        return module
+
+    module = load()
     failed: list[str] = []
     for name, point in points:
         outcome, why = _judge(module, name, point)
         changed = mend()
-        near = [part for part in failed if part in _USES.get(name, ())]
-        stand_ins = _stand_ins(near, module)
-        if outcome == "FAILED" and stand_ins and not changed:
-            with_right_ones = load_solution(path, stand_ins)
-            mend()
-            other_outcome, other = _judge(with_right_ones, name, point)
+        used = [part for part in failed if part in _USES.get(name, ())]
+        right = _replaceable(used, module)
+        those = " and ".join(part for part in used if part in right)
+        if outcome == "FAILED" and those and not changed:
+            other_outcome, other_why = _judge(load(*right), name, point)
             changed = mend()
             if other_outcome in ("PASSED", "ADVICE"):
-                outcome, why = "NOT JUDGED", f"{name}: not judged: see {' and '.join(near)}."
-            elif other_outcome == "FAILED" and other != why and "the code stopped" not in other:
-                why = f"{other} (Found with a right {' and '.join(near)} in place of yours.)"
+                outcome, why = "NOT JUDGED", f"{name}: not judged: see {those}."
+            elif other_outcome == "FAILED" and "the code stopped" not in other_why != why:
+                why = f"{other_why} (Found with a right {those} in place of yours.)"
         if changed:
             outcome = "FAILED"
             why = f"{name}: the code replaces {changed}, which the tests use."
@@ -415,26 +422,27 @@ def _shells_limits() -> dict[int, tuple[float, int]]:
 
 
 def _grade_alone(
-    path: Path, others: set[Path], folder: str, gigabytes: float, results: str, secret: str
+    path: Path, others: set[Path], folder: str, gigabytes: float, results: Path, secret: str
 ) -> None:
     """Grade a notebook in a process of its own, send what it got, and end the process.
 
     Results are appended to a file, which is open only while this is done: no code of the notebook
     finds a descriptor of it.
     """
-    if _FORKS:
+    with open(os.devnull, "r+b") as null:
+        for stream in (0, 1, 2):
+            os.dup2(null.fileno(), stream)
+    if hasattr(os, "setsid"):
         os.setsid()
+    if _FORKS:
         if child := os.fork():  # the parent that a notebook finds is not the teacher's process
             code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            os.kill(os.getpid(), -code) if code < 0 else os._exit(code)
+            os._exit(code if code >= 0 else 128 - code)
         for descriptor in {*map(int, os.listdir("/proc/self/fd"))} - {0, 1, 2}:
             with suppress(OSError):
                 os.close(descriptor)  # the teacher's, such as what tells that a process has ended
     for limit, (most, hard) in _shells_limits().items():
         _resource.setrlimit(limit, (int(min(gigabytes * 2**30, most)), hard))
-    with open(os.devnull, "r+b") as null:
-        for stream in (0, 1, 2):
-            os.dup2(null.fileno(), stream)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # networks this small are no faster there
     sys.argv = [path.name]
     hidden = {other.parent for other in others}
@@ -492,7 +500,7 @@ def _children() -> set[int]:
 
 
 def _adopt(whether: bool) -> None:
-    """Become the parent of processes whose own has ended, so as to find them; on Linux only."""
+    """Become the parent of processes whose own has ended, so as to find them."""
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).prctl(36, int(whether), 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
 
@@ -517,7 +525,7 @@ def _received(results: Path, secret: str, why: str) -> list[Result]:
         content = file.read(_LONGEST)
     for line in content.decode(errors="replace").split("\n"):
         mark, *fields = line.split("\t")
-        if mark == secret and len(fields) == 4 and fields[1] in MARKS:  # others may write there too
+        if mark == secret and len(fields) == 4 and fields[1] in ALL_MARKS:  # not another's
             result = Result(*map(_one_line, fields))
             found[result.point] = result
     return [found.get(point, Result(point, "FAILED", why)) for point in rubric.POINTS]
@@ -534,12 +542,15 @@ def grade_all(
     waiting, running, done = list(paths), {}, {}
 
     def end(child: multiprocessing.Process) -> None:
-        del running[child]
+        _, folder, *_ = running.pop(child)
         _end(child, before | {other.pid for other in running} if forks else None)
+        with suppress(OSError, RecursionError):
+            shutil.rmtree(folder, ignore_errors=True)
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as private, ExitStack() as stack:
-        _adopt(forks)
-        stack.callback(_adopt, False)
+        if forks:
+            _adopt(True)
+            stack.callback(_adopt, False)
         stack.callback(lambda: [end(child) for child in list(running)])
         for wanted in paths:
             while wanted not in done:
@@ -551,13 +562,11 @@ def grade_all(
                     child.start()
                     running[child] = path, folder, results, secret, time.monotonic() + seconds
                 ended = wait([child.sentinel for child in running], timeout=0.1)
-                for child, (path, folder, results, secret, deadline) in list(running.items()):
+                for child, (path, _, results, secret, deadline) in list(running.items()):
                     is_late = child.sentinel not in ended
                     if is_late and time.monotonic() < deadline:
                         continue
                     end(child)
-                    with suppress(OSError, RecursionError):
-                        shutil.rmtree(folder, ignore_errors=True)
                     why = f"there is no verdict: the process ended, exit code {child.exitcode}."
                     if is_late:
                         why = f"not done after {seconds:g} s: it hangs or is slow (see --seconds)."
@@ -576,10 +585,12 @@ def _notebooks(path: Path) -> list[Path]:
 
     def is_one(file: Path) -> bool:
         is_hidden = any(name.startswith(".") for name in file.relative_to(path).parts)
-        if is_hidden or file.suffix not in (".ipynb", ".py") or not file.is_file():
+        if is_hidden or file.suffix not in (".ipynb", ".py"):
             return False
         try:
-            return file.suffix == ".ipynb" or bool(part.search(_text(file, "replace")))
+            if not file.is_file() or file.suffix == ".ipynb":
+                return file.is_file()
+            return bool(part.search(_text(file, "replace")))
         except OSError:
             return True  # its owner has to hear that it cannot be read
 
@@ -646,7 +657,8 @@ def _problem(file: Path, begins: str, notebooks: Iterable[Path]) -> str:
         if file.exists() and not file.is_file():
             return "it is no file, but a folder or a device: name a file."
         if file.exists():
-            former = file.read_bytes()[: len(begins)]
+            with file.open("rb") as written:
+                former = written.read(len(begins))
             if former and former != begins.encode():
                 return "it holds something else than these results: name another file."
         with tempfile.TemporaryFile(dir=file.absolute().parent) as trial:
@@ -719,7 +731,8 @@ def _gradescope(table: Table) -> str:
             "name": result.point,
             "score": int(result.outcome in ("PASSED", "ADVICE", "NOT JUDGED")),
             "max_score": 1,
-            "output": f"{result.outcome}. {result.why}".rstrip(),
+            "output": f"{result.outcome}. {result.why}".rstrip()
+            + f"\n{result.line}" * bool(result.why),
             "visibility": "visible",
         }
         for _, row in table
@@ -735,7 +748,7 @@ def _html(table: Table) -> str:
         name, cells, told = html.escape(printable(name)), "", ""
         for point, outcome, why, line in results:
             kind, why = outcome.split()[-1], html.escape(printable(why))
-            cells += f'<td class="{kind}" title="{why}">{MARKS[outcome]}</td>'
+            cells += f'<td class="{kind}" title="{why}">{ALL_MARKS[outcome]}</td>'
             if why:
                 told += f'<tr><th>{point}</th><td class="{kind}">{outcome}</td><td>{why}<br>'
                 told += f"<code>{html.escape(printable(line))}</code></td></tr>\n"
@@ -744,7 +757,7 @@ def _html(table: Table) -> str:
         parts.append(f'<h2 id="n{number}">{name}</h2><p>{_totals(results)}</p>\n')
         parts.append(f"<table>\n{told}</table>\n")
     head = "".join(f"<th>{column}</th>" for column in ("", "passed", *rubric.POINTS))
-    marks = ", ".join(f"{mark} {outcome}" for outcome, mark in MARKS.items())
+    marks = ", ".join(f"{mark} {outcome}" for outcome, mark in ALL_MARKS.items())
     totals = _totals([result for _, row in table for result in row])
     return f"""{_PAGE}<h1>Grades</h1><p>{len(table)} graded: {totals}</p>
 <table class="matrix"><thead><tr>{head}</tr></thead><tbody>
@@ -786,12 +799,12 @@ REPORTS = {
 
 def _totals(results: list[Result]) -> str:
     counts = Counter(result.outcome for result in results)
-    return ", ".join(f"{counts[outcome]} {outcome}" for outcome in MARKS if counts[outcome])
+    return ", ".join(f"{counts[outcome]} {outcome}" for outcome in ALL_MARKS if counts[outcome])
 
 
 def _print_table(table: Table) -> None:
     """Print a row for each notebook, a column for each point, and the totals of both."""
-    rows = [(printable(name), [MARKS[result.outcome] for result in row]) for name, row in table]
+    rows = [(printable(name), [ALL_MARKS[result.outcome] for result in row]) for name, row in table]
     columns = list(zip(*[cells for _, cells in rows], strict=True))
     rows.insert(0, ("", range(1, len(columns) + 1)))
     rows.append(("passed", [column.count(".") for column in columns]))
@@ -800,5 +813,5 @@ def _print_table(table: Table) -> None:
     for name, cells in rows:
         print(f"{name:<{width}}" + "".join(f"{cell:>4}" for cell in cells))
     print("\n" + ", ".join(f"{i} {point}" for i, point in enumerate(rubric.POINTS, 1)))
-    print(", ".join(f"{mark} {outcome}" for outcome, mark in MARKS.items()))
+    print(", ".join(f"{mark} {outcome}" for outcome, mark in ALL_MARKS.items()))
     print(f"\n{len(table)} graded: {_totals([result for _, row in table for result in row])}")

@@ -36,7 +36,8 @@ class Evaluator:
 
     Attributes:
         size: how many faces are compared with as many held-out images, up to 1000.
-        baseline: what training images have in the generator's place, ``baseline_for(size)``.
+        baseline: the measures of training images, as if a generator had drawn them: the best that
+            a generator can hope for, ``baseline_for(size)``.
         std: the standard deviation of each measure, from one set of ``size`` of them to another.
 
     Raises:
@@ -133,7 +134,7 @@ def sliced_wasserstein(
         that baseline.
 
     Raises:
-        ValueError: if the two sets have not the same shape.
+        ValueError: if the two sets do not have the same shape.
     """
     if images.shape != others.shape:
         shapes = f"{images.shape} and {others.shape}"

@@ -11,15 +11,18 @@ import inspect
 import json
 import linecache
 import os
+import re
 import sys
 import textwrap
 import types
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from IPython.core.inputtransformer2 import TransformerManager
 from torch.utils.data import DataLoader
 
 from faces.files import HERE, NOTEBOOK
@@ -32,8 +35,36 @@ _COMPUTE_NOTHING = {"__init__", "__main__", "explorer", "grading", "show"}
 # ------------------------------------------------------------------------ definitions
 
 
-def load_definitions(notebook: str | Path = NOTEBOOK) -> ModuleType:
+class Definitions(ModuleType):
+    """What a notebook defines. Asked for anything else, it names what could not be run."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path.stem} (notebook)")
+        self.__file__ = str(path)
+        self._failures: list[str] = []
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"{self.__file__} does not define {name}{self.failures()}")
+
+    def failures(self) -> str:
+        """Name the first cells that could not be run, and why; an empty text if there are none."""
+        return "".join(f"; {failure}" for failure in self._failures[:3])
+
+    @contextmanager
+    def noting_failures(self, cell: str) -> Iterator[None]:
+        """Go on after an error in a part of a cell, which may be one that is not needed."""
+        try:
+            yield
+        except Exception as error:
+            reason = f"{type(error).__name__}: {getattr(error, 'msg', error)}"
+            self._failures.append(f"{cell} could not be run ({reason})")
+
+
+def load_definitions(notebook: str | Path = NOTEBOOK) -> Definitions:
     """Run our own notebook's imports, functions, classes and literal assignments, nothing else.
+
+    Commands of IPython define nothing, and what cannot be run is left out. Cells after those with
+    the tag "build" give no new meaning to a name that the training used.
 
     Returns:
         A new module, which has what the notebook defines; it is in ``sys.modules``.
@@ -41,14 +72,21 @@ def load_definitions(notebook: str | Path = NOTEBOOK) -> ModuleType:
     Raises:
         FileNotFoundError: if there is no such file.
     """
-    path = Path(notebook).resolve()
-    module = ModuleType(f"{path.stem} (notebook)")
-    module.__file__ = str(path)
+    path, used = Path(notebook).resolve(), {}
+    module = Definitions(path)
     sys.modules[module.__name__] = module  # where pickle and apply_idea look for it
-    for name, source, _ in _code_cells(path):
-        kept = [statement for statement in ast.parse(source).body if _defines(statement)]
+    for name, source, tags in _code_cells(path):
+        kept = []
+        with module.noting_failures(name):
+            source = _to_python(source)
+            kept = [statement for statement in ast.parse(source).body if _defines(statement)]
         linecache.cache[name] = (len(source), None, source.splitlines(True), name)
-        exec(compile(ast.Module(kept, []), name, "exec"), vars(module))
+        for statement in kept:
+            with module.noting_failures(name):
+                exec(compile(ast.Module([statement], []), name, "exec"), vars(module))
+        if "build" in tags:
+            used = dict(vars(module))
+    vars(module).update(used)
     return module
 
 
@@ -57,7 +95,17 @@ def prepare(module: ModuleType, **names: Any) -> None:
     vars(module).update(names)
     for name, source, tags in _code_cells(Path(module.__file__)):
         if "build" in tags:
-            exec(compile(source, name, "exec"), vars(module))
+            exec(compile(_to_python(source), name, "exec"), vars(module))
+
+
+def _to_python(source: str) -> str:
+    """Make calls of what only IPython reads: ``%matplotlib inline``, ``x = !ls``, ``%%bash``."""
+    try:
+        ast.parse(source)
+    except SyntaxError:
+        source = re.sub(r"\A\s*%%(time|capture)\b.*", "", source)  # the cell below is Python
+        source = TransformerManager().transform_cell(source)
+    return source
 
 
 def _code_cells(path: Path) -> Iterator[tuple[str, str, list[str]]]:
@@ -90,10 +138,21 @@ def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def _resolve(value: Any) -> Path | None:
+    """The absolute path that a setting is; None if it is none."""
+    if not isinstance(value, (str, Path)) or "\0" in str(value):
+        return None
+    try:
+        return Path(value).expanduser().resolve()
+    except (OSError, RuntimeError):  # nobody's home, links in a circle
+        return None
+
+
 _COUNT = ("a whole number, at least 1", lambda v: _whole(v, 1))
 _RATE = ("above 0 and at most 0.01, such as 0.0002", lambda v: _number(v) and 0 < v <= 0.01)
 _FRACTION = ("at least 0 and below 1", lambda v: _number(v) and 0 <= v < 1)
 _SWITCH = ("True or False", lambda v: isinstance(v, bool))
+_PATH = ("a path in quotation marks, such as 'runs/faces'", lambda v: _resolve(v) is not None)
 
 # What each setting must be, in words and as a test.
 RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -128,7 +187,7 @@ def choose_settings(
         given: the settings among others, "idea" too, and "data_dir" and "output_dir".
 
     Returns:
-        All settings, in the order of ``RANGES``, and "idea".
+        All settings, in the order of ``RANGES``, and "idea"; rates and fractions as floats.
 
     Raises:
         ValueError: if there is no such preset, settings are out of their ranges, there is no such
@@ -141,27 +200,30 @@ def choose_settings(
         preset, why = "full", "auto: there is an accelerator"
     elif preset == "auto":
         preset, why = "quick", "auto: there is no accelerator"
-    if preset not in presets:
-        raise ValueError(
-            f"preset is {preset!r} ({why}): set it to one of auto, {', '.join(presets)}."
-        )
+    wrong = []
+    if not isinstance(preset, str) or preset not in presets:
+        known = ", ".join(presets)
+        wrong.append(f"preset is {preset!r} ({why}): set it to one of auto, {known}.")
     decided = {
         name: value
-        for name, value in presets[preset].items()
+        for name, value in presets[preset if not wrong else next(iter(presets))].items()
         if given[name] is None or not all(name in other for other in presets.values())
     }
     settings = {name: given[name] for name in (*RANGES, "idea")} | decided
-    wrong = [
-        f"{name} is {settings[name]!r}: it must be {meaning}."
-        for name, (meaning, is_right) in RANGES.items()
-        if not is_right(settings[name])
+    output = str(given["output_dir"]) if _whole(given["output_dir"], 0) else given["output_dir"]
+    places = {"data_dir": given["data_dir"], "output_dir": output}  # papermill makes 2026 a number
+    wrong += [
+        f"{name} is {value!r}: it must be {meaning}."
+        for name, value in (settings | places).items()
+        for meaning, is_right in [RANGES.get(name, _PATH)]
+        if name != "idea" and not is_right(value)
     ]
     try:
         find_ideas(settings["idea"])
     except ValueError as error:
         wrong.append(str(error))
-    data, output = (Path(given[n]).expanduser().resolve() for n in ("data_dir", "output_dir"))
-    if output.is_relative_to(data):
+    data, output = map(_resolve, places.values())
+    if data and output and output.is_relative_to(data):
         wrong.append(
             f"output_dir is {given['output_dir']}, which lies in data_dir ({given['data_dir']}): "
             "the pictures written there would become training data. Set output_dir to a folder "
@@ -169,6 +231,8 @@ def choose_settings(
         )
     if wrong:
         raise ValueError("\n".join(wrong))
+    fractions = [name for name, kind in RANGES.items() if kind in (_RATE, _FRACTION)]
+    settings |= {name: float(settings[name]) for name in fractions}  # as PyTorch wants them
     print(f"preset {preset} ({why})")
     for name, value in decided.items():
         print(f"  {name} = {value or repr(value)}")  # that there is no idea shows as ''
@@ -283,7 +347,7 @@ def _then(build_network: Callable[..., Any], change: Callable[..., None]) -> Cal
 def hash_run(
     train: Callable[..., Any], networks: Iterable[type], settings: dict[str, Any]
 ) -> dict[str, str]:
-    """Hash all code that decides what a training computes: a run resumes with the same only.
+    """Hash all code that decides what a training computes: a run resumes only with the same.
 
     It is that of the notebook, of the ideas, and of ``faces/``. Comments, docstrings and layout do
     not count.

@@ -1,7 +1,7 @@
 """One process, or those that ``torchrun`` started, training together; what they print.
 
-The names are those of Hugging Face's accelerate, which is not used: its two processes do not end
-where one does, and PyTorch's own synchronised batch norm works on GPUs only.
+The names are those of Hugging Face's accelerate. It is not used, because two of its processes do
+not compute what one does, and because PyTorch's synchronised batch norm works on GPUs only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def join_processes() -> tuple[torch.device, int]:
     """Join the processes that ``torchrun`` started, if it did.
 
     Each sits on an accelerator of its own, or all share the CPU (always on a Mac). Only the main
-    one prints and writes: the others' standard output is dropped.
+    one prints and writes: the others' standard output is dropped. From here on printing never
+    fails, see ``keep_printing``.
 
     Returns:
         This process's device, and how many processes there are.
@@ -36,9 +37,10 @@ def join_processes() -> tuple[torch.device, int]:
         ValueError: if a machine has fewer accelerators than processes.
     """
     num_processes = int(os.environ.get("WORLD_SIZE", 1))
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    if os.environ.get("RANK", "0") != "0":
-        sys.stdout = open(os.devnull, "w")
+    local_rank = int(os.environ.get("LOCAL_RANK", 0)) if num_processes > 1 else 0
+    if num_processes > 1 and os.environ.get("RANK", "0") != "0":
+        sys.stdout = None
+    keep_printing()
     device = torch.device("cpu")
     kind = torch.accelerator.current_accelerator(check_available=True)
     if kind and (num_processes == 1 or kind.type != "mps"):  # that has no backend for several
@@ -100,6 +102,26 @@ def from_main_process(make: Callable[[], Any]) -> Any:
     return made[0]
 
 
+def check_agreement(values: dict[str, Any]) -> None:
+    """Raise ``ValueError`` in all processes if some of these values are not the same in all."""
+    if not dist.is_initialized():
+        return
+    of_all: list[dict[str, Any]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(of_all, values)
+    lines = [
+        f"  {name}: {of_all[0].get(name)!r} in process 0, {other.get(name)!r} in process {rank}"
+        for rank, other in enumerate(of_all)
+        for name in of_all[0] | other
+        if of_all[0].get(name) != other.get(name)
+    ]
+    if lines:
+        raise ValueError(
+            "The processes would not train on the same:\n"
+            + "\n".join(lines)
+            + "\nGive all of them the same images, settings and code."
+        )
+
+
 def shard(batch: Any) -> Any:
     """Take this process's part of a global batch: every n-th, and as many as the others."""
     if not dist.is_initialized():
@@ -154,6 +176,45 @@ class _AllReduce(torch.autograd.Function):
 
 
 # ------------------------------------------------------------------------ printing
+
+
+class _Output:
+    """A terminal, pipe or file; if it is closed, what is written to it is dropped."""
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._try(self._stream.write, text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, act: Callable[..., Any], *arguments: str) -> Any:
+        try:
+            return act(*arguments)
+        except OSError:  # nobody reads the pipe any more
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
+            return act(*arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def keep_printing() -> None:
+    """Let printing never fail: what a terminal or pipe cannot show is replaced.
+
+    A closed one, as after ``| head``, gets nothing any more. The outputs of a notebook stay as they
+    are.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed from the start
+            setattr(sys, name, open(os.devnull, "w", errors="backslashreplace"))
+        elif type(stream) is io.TextIOWrapper:
+            stream.reconfigure(errors="backslashreplace")
+            setattr(sys, name, _Output(stream))
 
 
 def print_main(line: str) -> None:

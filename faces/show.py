@@ -35,7 +35,7 @@ def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
 
     Args:
         images: uint8 array (n, H, W, 3).
-        columns: images a row.
+        columns: images per row.
 
     Returns:
         uint8 array (rows * (H + 2) + 2, columns * (W + 2) + 2, 3); fewer images than ``columns``
@@ -55,7 +55,7 @@ def show_images(
 
     Args:
         images: uint8 array (n, H, W, 3).
-        columns: images a row.
+        columns: images per row.
         path: where to save the figure, if anywhere.
         row_labels: a text for each row.
     """
@@ -100,7 +100,7 @@ def show_animation(
         frames: uint8 array (frames, H, W, 3), or (frames, n, H, W, 3) for n images in each.
         path: of the GIF.
         milliseconds: how long each is shown; the last one is held for six times as long.
-        columns: images a row, where a frame has several.
+        columns: images per row, where a frame has several.
     """
     if frames.ndim == 5:
         frames = np.stack([image_grid(images, columns) for images in frames])

@@ -15,14 +15,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from filelock import FileLock
+from filelock import BaseFileLock
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -31,7 +31,9 @@ from faces.checkpoints import (
     CHECKPOINTS,
     choose_folder,
     get_random_states,
+    is_finite,
     lock_folder,
+    read_checkpoint,
     resume,
     save_checkpoint,
     set_random_states,
@@ -41,7 +43,14 @@ from faces.files import atomic_write
 from faces.generator import write_weights
 from faces.images import to_uint8
 from faces.notebook import hash_run
-from faces.parallel import Progress, from_main_process, is_main_process, print_main, shard
+from faces.parallel import (
+    Progress,
+    check_agreement,
+    from_main_process,
+    is_main_process,
+    print_main,
+    shard,
+)
 from faces.show import image_grid
 from faces.speed import FreeCores
 
@@ -79,10 +88,10 @@ class Run:
 
     _latest: ClassVar[Run | None] = None
 
-    def __init__(self, output_dir: str | Path, resume: bool = True) -> None:
+    def __init__(self, output_dir: str | Path | int, resume: bool = True) -> None:
         if Run._latest is not None and not Run._latest._is_training:  # its cell is run again
             Run._latest._unlock()
-        self._lock: FileLock | None = None
+        self._lock: BaseFileLock | None = None
         self._is_training = False
         self.losses: list[tuple[float, float]] = []
 
@@ -108,7 +117,9 @@ class Run:
         train: Callable[..., Any],
         discriminator_loss: Callable[..., Tensor],
     ) -> Iterator[Run]:
-        """Resume from the checkpoint, if there is one, and listen to signals until the end.
+        """Listen to signals until the end, and resume from the checkpoint, if there is one.
+
+        A signal stops the training after the current step, or after the first one.
 
         Args:
             n_epochs: number of epochs.
@@ -117,49 +128,53 @@ class Run:
                 brought to the state of the checkpoint, if there is one. "G_ema" is the network that
                 the files of weights are of.
             settings: stored with the weights, so that the network can be built again. A run resumes
-                with the same ones only, but for "n_epochs", "resume" and "skip_broken".
-            train: the function that trains. A run resumes with the same code only, see
+                only with the same ones, but for "n_epochs", "resume" and "skip_broken".
+            train: the function that trains. A run resumes only with the same code, see
                 ``hash_run``.
             discriminator_loss: D's loss, see ``discriminator_loss_bounds``.
 
         Raises:
             ValueError: if the checkpoint was made with other settings or code, cannot be read or
-                does not fit.
+                does not fit; if one of several processes has other settings, images or code.
             RuntimeError: if another run writes to the folder.
             FloatingPointError: (while training) if a loss or a weight is no longer finite.
         """
         if print_every < 1:
             raise ValueError(f"print_every is {print_every}: it must be at least 1.")
-        self.n_epochs, self._print_every, self._parts = n_epochs, print_every, parts
-        self._device = next(parts["G_ema"].parameters()).device
-        self._settings = {name: v for name, v in settings.items() if name not in _MAY_CHANGE}
-        networks = {type(part) for part in parts.values() if isinstance(part, nn.Module)}
-        classes = {c for network in networks for c in network.__mro__}
-        self._hashes = hash_run(train, sorted(classes, key=str), settings)
-        for name, part in parts.items():
-            if isinstance(part, torch.optim.Optimizer):
-                self._hashes[f"the optimizer {name}"] = _describe(part)
-        self.loss_bounds = discriminator_loss_bounds(discriminator_loss)
-        self._steps = _Steps(self.folder)
-        self.losses = self._steps.losses
-        self._results: Results = {"samples": [], "measures": []}
-        self._is_complete = False  # whether the epoch has come to its end
         self._stop = _StopSignals()
         with ExitStack() as stack:
             stack.callback(self._stop.end)
+            self._stop.listen()
+            self.n_epochs, self._print_every, self._parts = n_epochs, print_every, parts
+            self._device = next(parts["G_ema"].parameters()).device
+            self._settings = {name: v for name, v in settings.items() if name not in _MAY_CHANGE}
+            networks = {type(part) for part in parts.values() if isinstance(part, nn.Module)}
+            classes = {c for network in networks for c in network.__mro__}
+            self._hashes = hash_run(train, sorted(classes, key=str), settings)
+            for name, part in parts.items():
+                if isinstance(part, torch.optim.Optimizer):
+                    self._hashes[f"the optimizer {name}"] = _describe(part)
+            check_agreement(self._settings | self._hashes)
+            self.loss_bounds = discriminator_loss_bounds(discriminator_loss)
+            self._steps = _Steps(self.folder)
+            self.losses = self._steps.losses
+            self._results: Results = {"samples": [], "measures": []}
+            self._n_written = 0  # epochs in the files that have all of them
+            self._is_complete = False  # whether the epoch has come to its end
+            self._is_last = False  # whether no other comes after it
             stack.enter_context(self._locked())
             self._cores = stack.enter_context(FreeCores())
             self._resume()
-            self._stop.listen()
+            self._is_last = self._steps.epoch >= n_epochs
             self._line = stack.enter_context(_LiveLine(n_epochs))
             yield self
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Keep other runs from writing to the folder; of several processes, the main one may."""
-        place = self.folder.absolute() / ".lock"
+        place = self.folder.absolute()
         if is_main_process():
-            if self._lock is None or Path(self._lock.lock_file) != place:  # as in a copy of a run
+            if self._lock is None or Path(self._lock.lock_file).parent != place:  # a copy of a run
                 self._lock = lock_folder(self.folder)
         self._is_training = True
         try:
@@ -177,7 +192,7 @@ class Run:
 
     def epochs(self) -> Iterator[int]:
         """Count the epochs that are still to do, from 1; end early if the run is to stop."""
-        while self._steps.epoch < self.n_epochs and not self._stop.is_due():
+        while not self._is_last:
             if self._device.type == "cpu":
                 self._cores.look()
             yield self._steps.epoch + 1
@@ -200,7 +215,10 @@ class Run:
             set_random_states(self._random, self._device)
             self._random = None
         if not len(loader):
-            raise ValueError("batch_size is larger than the number of training images: lower it.")
+            raise ValueError(
+                f"batch_size is {loader.batch_size}, but there are only {len(loader.dataset)} "
+                "training images: lower it to that number or less."
+            )
         if loader.generator is not None:
             loader.generator.manual_seed(self._order + steps.epoch)
         self._line.begin_epoch(steps.epoch, steps.batch, len(loader))
@@ -254,9 +272,10 @@ class Run:
         if self._is_complete:
             self._steps.epoch += 1
             self._steps.batch, self._is_complete = 0, False
+        self._is_last = self._stop.is_due() or self._steps.epoch >= self.n_epochs
         if is_main_process():
             self._save(results, get_random_states(self._device))
-        if self._stop.is_due() and self._steps.epoch < self.n_epochs:
+        if self._is_last and self._steps.epoch < self.n_epochs:
             place = f"in epoch {self._steps.epoch + 1}, after {self._steps.batch} of its batches"
             print_main(
                 f"Stopped {place}. To resume, run this again with resume = True and "
@@ -297,14 +316,17 @@ class Run:
             self._save(results, random_states, since=1)
 
     def _write(self, results: Results, since: int) -> None:
-        samples = torch.stack(results["samples"]).numpy()  # (epochs, n, H, W, 3)
+        samples = results["samples"]
         for epoch in range(max(1, since), self._steps.epoch + 1):
             with atomic_write(self.folder / f"samples_epoch_{epoch:03d}.png") as path:
-                Image.fromarray(image_grid(samples[epoch - 1], columns=8)).save(path)
-        with atomic_write(self.folder / "samples.npz") as path:
-            np.savez_compressed(path, samples=samples)
-        rows = self._steps.rows()
-        self._write_table("losses.csv", ["epoch", "batch", "d_loss", "g_loss"], rows)
+                Image.fromarray(image_grid(samples[epoch - 1].numpy(), columns=8)).save(path)
+        # What holds all epochs is written when a tenth is new: so its cost an epoch does not grow.
+        if self._is_last or since == 1 or 10 * len(samples) >= 11 * self._n_written:
+            with atomic_write(self.folder / "samples.npz") as path:
+                np.savez_compressed(path, samples=torch.stack(samples).numpy())
+            rows = self._steps.rows()
+            self._write_table("losses.csv", ["epoch", "batch", "d_loss", "g_loss"], rows)
+            self._n_written = len(samples)
         measures = enumerate(results["measures"], start=1)
         rows = ([epoch, *values.values()] for epoch, values in measures)
         self._write_table("measures.csv", ["epoch", *results["measures"][0]], rows)
@@ -377,11 +399,11 @@ class _Steps:
         return stop > 0
 
     def check_weights(self, parts: dict[str, Any]) -> None:
-        """Raise ``FloatingPointError`` if a tensor of a network, or one itself, is not finite."""
-        for name, part in parts.items():
-            tensors = part.state_dict().values() if isinstance(part, nn.Module) else [part]
-            if not all(t.isfinite().all() for t in tensors if isinstance(t, Tensor)):
-                raise self._not_finite(f"A weight of {name}", self.epoch + 1, self.batch - 1)
+        """Raise ``FloatingPointError`` if a network, an optimizer or a tensor is not finite."""
+        for name, state in state_dict(parts).items():
+            if not is_finite(state):
+                what = "weight" if isinstance(parts[name], nn.Module) else "value"
+                raise self._not_finite(f"A {what} of {name}", self.epoch + 1, self.batch - 1)
 
     def rows(self) -> Iterator[tuple[int, int, float, float]]:
         """Epoch, batch in the epoch, from 0, and losses of each step."""
@@ -404,10 +426,11 @@ class _Steps:
         return epoch + 1, batch
 
     def _not_finite(self, what: str, epoch: int, batch: int) -> FloatingPointError:
-        last = self._folder / CHECKPOINTS[0]
-        found = (
-            f"The last good checkpoint is {last}" if last.is_file() else "There is no checkpoint"
-        )
+        found = "There is no good checkpoint"
+        for path in (self._folder / name for name in reversed(CHECKPOINTS)):
+            with suppress(OSError, ValueError):
+                read_checkpoint(path)
+                found = f"The last good checkpoint is {path}"
         return FloatingPointError(
             f"{what} is no longer finite in epoch {epoch}, batch {batch}: the training has "
             f"diverged. {found}. Try a smaller learning rate."
@@ -417,7 +440,7 @@ class _Steps:
 class _StopSignals:
     """Notes the first SIGINT or SIGTERM; the second one does not wait.
 
-    Of several processes, where each gets its own, none does: they stop after the same step.
+    Of several processes, each gets its own signal; they agree to stop after the same step.
 
     Attributes:
         received: the number of the signal, once this process got one.

@@ -47,7 +47,11 @@ class Scheduling(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         """Return what a test has in common with those that must run in the same process."""
         path = nodeid.split("::")[0]
-        return path if path.endswith(("test_notebook.py", "test_grading.py")) else nodeid
+        return (
+            path
+            if path.endswith(("test_notebook.py", "test_grading.py", "test_grading_class.py"))
+            else nodeid
+        )
 
 
 @pytest.hookimpl(optionalhook=True)  # without pytest-xdist nobody calls it
@@ -194,7 +198,8 @@ class Server(http.server.BaseHTTPRequestHandler):
                 content = b"<html>Please log in.</html>"
             self.send_response(200)
             if behaviour not in ("breaks off unnoticed", "never ends"):  # else nobody can notice
-                self.send_header("Content-Length", str(len(content)))
+                length = "abc" if behaviour == "counts in letters" else str(len(content))
+                self.send_header("Content-Length", length)
             self.end_headers()
             half = behaviour.startswith("breaks off") or behaviour == "stalls"
             if behaviour not in ("drips", "never ends"):

@@ -2,7 +2,8 @@
 
     python tests/small_training.py FOLDER
 
-trains in two processes, of which one is stopped; then goes on in one.
+trains in two processes, of which one is stopped; then goes on in one. With --other-images, the
+second process has other images than the first.
 """
 
 import itertools
@@ -118,13 +119,31 @@ def differing_files(folder: Path, whole: Path) -> list[str]:
     return differing
 
 
-def stop_one_of_two(folder: Path) -> None:
-    """Train in two processes; terminate the second one in epoch 2; then go on in one."""
+def become_two() -> int:
+    """Make another process, and the environment that torchrun would; return its number, or 0."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])}
     child = os.fork()
     rank = "0" if child else "1"
     os.environ.update(place, WORLD_SIZE="2", RANK=rank, LOCAL_RANK=rank)
+    return child
+
+
+def train_on_other_images(folder: Path) -> None:
+    """Train in two processes, each with images of its own."""
+    child = become_two()
+    try:
+        notebook = prepare(folder, settings={"data": f"images {os.environ['RANK']}"})
+        print("prepared")  # by one of them only
+        train(notebook)
+    finally:
+        if child:
+            os.waitpid(child, 0)
+
+
+def stop_one_of_two(folder: Path) -> None:
+    """Train in two processes; terminate the second one in epoch 2; then go on in one."""
+    child = become_two()
     notebook = prepare(folder)
     if not child:
         act_at(notebook, 7, lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -138,4 +157,5 @@ def stop_one_of_two(folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    stop_one_of_two(Path(sys.argv[1]))
+    work = train_on_other_images if sys.argv[2:] == ["--other-images"] else stop_one_of_two
+    work(Path(sys.argv[1]))

@@ -1,5 +1,6 @@
 """The array of decoded images that is kept: what rebuilds it, and what it survives."""
 
+import errno
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 import helpers
+from faces import files, images
 from faces.images import FaceDataset, array_folder, copy_to, find_images, load_images
 
 
@@ -214,6 +216,59 @@ def test_more_broken_files_than_fit_are_counted(tmp_path):
         load(tmp_path)
     assert len(re.findall(r"\d+\.jpg \(", str(caught.value))) == 20
     assert "and 10 more" in str(caught.value)
+
+
+# -------------------------------------------------------------------- drives and networks that fail
+
+
+@pytest.fixture
+def failing(image_dir, monkeypatch) -> dict[str, int]:
+    """How many times more files of these names cannot be read."""
+    times, really_open = {}, Image.open
+
+    def fail(path: Path, *args: object, **kwargs: object) -> Image.Image:
+        if times.get(path.name, 0):
+            times[path.name] -= 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return really_open(path, *args, **kwargs)
+
+    monkeypatch.setattr(Image, "open", fail)
+    monkeypatch.setattr(images, "READ_PAUSE", 0)
+    return times
+
+
+@pytest.mark.parametrize("name", ["000001.jpg", "000030.jpg"])
+def test_a_drive_that_fails_for_a_moment_is_asked_again(image_dir, failing, name):
+    whole = load_images(find_images(image_dir), RESIZE)
+    failing[name] = 2
+    assert (load(image_dir, skip_broken=True) == whole).all() and failing == {name: 0}
+
+
+@pytest.mark.parametrize("skip_broken", [True, False])
+def test_a_drive_that_fails_is_not_the_files_fault_and_no_array_is_kept(
+    image_dir, failing, skip_broken
+):
+    failing["000030.jpg"] = 1000
+    with pytest.raises(OSError, match="cannot read an image.*error.*000030.jpg") as caught:
+        load(image_dir, skip_broken=skip_broken)
+    assert caught.value.errno == errno.EIO and not kept(image_dir)
+    failing.clear()
+    assert len(load(image_dir, skip_broken=skip_broken)) == 40
+
+
+def test_cores_are_counted_by_affinity_and_quota(tmp_path):
+    n, quota = files.count_cores(tmp_path / "none"), tmp_path / "cpu.max"
+    assert 1 <= n <= os.cpu_count()
+    for text, cores in (("max 100000", n), ("50000 100000", 1), ("999999999 1000", n), ("", n)):
+        quota.write_text(text)
+        assert files.count_cores(quota) == cores
+    if hasattr(os, "sched_setaffinity"):
+        before = os.sched_getaffinity(0)
+        try:
+            os.sched_setaffinity(0, {min(before)})
+            assert files.count_cores(quota) == 1
+        finally:
+            os.sched_setaffinity(0, before)
 
 
 # ------------------------------------------------------------------------ kills, full disks, places

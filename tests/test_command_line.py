@@ -10,7 +10,7 @@ from PIL import Image
 
 import helpers
 from faces.__main__ import main
-from faces.files import HERE
+from faces.files import HERE, RECORD
 from faces.properties import ita_shares
 
 
@@ -67,16 +67,18 @@ def test_a_walk_goes_from_face_to_face(tmp_path):
     assert max(distances[0][0], distances[1][1]) < min(distances[0][1], distances[1][0]) / 3
 
 
-def test_what_is_kept_is_listed_and_deleted(image_dir, cache, tmp_path, capsys):
+def test_what_is_kept_is_listed_and_deleted(image_dir, cache, tmp_path, monkeypatch, capsys):
     beside = tmp_path / ".processed_celeba_small-arrays"
     helpers.load_images(helpers.find_images(image_dir), lambda x: x, data_dir=image_dir)
     (cache / "offline-1").mkdir(parents=True)
     (cache / "offline-1" / "1.png").write_bytes(bytes(2_000_000))
-    (cache / "archive.zip").write_bytes(bytes(1_000_000))
+    (cache / "offline-1" / RECORD).write_bytes(b"1")
+    (cache / "celeba.zip").write_bytes(bytes(1_000_000))
+    monkeypatch.setattr("faces.__main__.DOWNLOADS", {"celeba.zip"})
     assert main(["cache", str(image_dir)]) == 0
     listed = capsys.readouterr().out.splitlines()
     assert listed[:2] == [
-        f"       1.0 MB  {cache / 'archive.zip'}",
+        f"       1.0 MB  {cache / 'celeba.zip'}",
         f"       2.0 MB  {cache / 'offline-1'}",
     ]
     assert listed[2].endswith(f"0.5 MB  {beside}") and listed[3].endswith("3.5 MB  in all")
@@ -85,6 +87,56 @@ def test_what_is_kept_is_listed_and_deleted(image_dir, cache, tmp_path, capsys):
     assert main(["cache", "--delete", str(image_dir)]) == 0
     assert not beside.exists() and len(helpers.find_images(image_dir)) == 40
     assert main(["cache", str(tmp_path / "none")]) == 0
+
+
+def test_what_is_not_of_this_project_is_not_deleted_but_named(image_dir, cache, tmp_path, capsys):
+    beside = tmp_path / ".processed_celeba_small-arrays"
+    helpers.load_images(helpers.find_images(image_dir), lambda x: x, data_dir=image_dir)
+    (tmp_path / "mine" / "offline-1").mkdir(parents=True)
+    mine = [tmp_path / "mine" / "1.npy", tmp_path / "mine" / "offline-1" / RECORD]
+    mine += [beside / "mine.npy", tmp_path / "link.npy"]
+    for path in mine:
+        path.write_bytes(b"1")
+    (beside / f"{'0' * 12}-{'0' * 12}.npy").symlink_to(mine[-1])
+    cache.symlink_to(tmp_path / "mine")
+    assert main(["cache", "--delete", str(image_dir)]) == 0
+    assert all(path.read_bytes() == b"1" for path in mine)
+    left = [line.rpartition(": ")[2] for line in capsys.readouterr().out.splitlines()]
+    expected = [cache / "1.npy", cache / "offline-1", *sorted(beside.iterdir())]
+    assert left[-4:] == list(map(str, expected)) and len(list(beside.iterdir())) == 2
+    cache.unlink()
+    beside.rename(tmp_path / "elsewhere")
+    beside.symlink_to(tmp_path / "elsewhere")
+    assert main(["cache", "--delete", str(image_dir)]) == 0
+    assert beside.is_symlink() and len(list(beside.iterdir())) == 2
+
+
+def test_hidden_files_and_links_beside_what_is_written_are_left_alone(tmp_path, capsys):
+    hidden, link, target = tmp_path / ".a.png", tmp_path / ".b.png", tmp_path / "target"
+    hidden.write_bytes(b"mine")
+    target.write_bytes(b"mine")
+    link.symlink_to(target)
+    for name in ("a.png", "b.png"):
+        assert main(["draw", "--n", "1", "--out", str(tmp_path / name)]) == 0
+    assert hidden.read_bytes() == target.read_bytes() == b"mine" and link.is_symlink()
+    mode = (tmp_path / "a.png").stat().st_mode
+    assert mode == hidden.stat().st_mode and len(list(tmp_path.iterdir())) == 5
+    dangling = tmp_path / "dangling.png"
+    dangling.symlink_to(tmp_path / "nowhere.png")
+    assert main(["draw", "--n", "1", "--out", str(dangling)]) == 1
+    assert dangling.is_symlink() and not (tmp_path / "nowhere.png").exists()
+
+
+def test_a_reader_that_leaves_does_no_harm(cache, tmp_path):
+    command = f"{sys.executable} -u -m faces cache | head -n 1; exit ${{PIPESTATUS[0]}}"
+    for number in range(400):
+        (cache / f"{number} ± mine").mkdir(parents=True)
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "PYTHONIOENCODING": "ascii"}
+    cache.rename(tmp_path / "dlnd-face-generation")
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=HERE, env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "") and "\\xb1 mine" in done.stdout
 
 
 @pytest.mark.parametrize(

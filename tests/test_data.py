@@ -1,6 +1,7 @@
 """From a folder, a zip, the network or nothing at all to a folder of images."""
 
 import errno
+import re
 import shutil
 import socket
 import time
@@ -38,6 +39,41 @@ def test_a_folder_or_a_zip_of_gifs_alone_works(tmp_path, cache):
         assert np.abs(images[0] - frames[0].astype(float)).mean() < 10  # 256 colours
 
 
+def test_images_of_other_kinds_are_counted_and_named(image_dir, tmp_path, cache, capsys):
+    for path in find_images(image_dir)[:20]:
+        path.rename(path.with_suffix(".jfif"))
+    for name in ("1.HEIC", "2.heic", "3.svg", "notes.txt", ".4.heic"):
+        (image_dir / name).write_text("no image for us")
+    for place in (image_dir, make_zip(image_dir, tmp_path / "faces.zip")):
+        folder = get_data(place)
+        assert len(find_images(folder)) == 40
+        assert (
+            f"3 images are left out (2 .heic, 1 .svg), such as {folder}" in capsys.readouterr().out
+        )
+        assert len(find_images(folder, split="train")) < 40 and not capsys.readouterr().out
+    for path in find_images(image_dir):
+        path.unlink()
+    for place in (image_dir, make_zip(image_dir, tmp_path / "others.zip")):
+        with pytest.raises(
+            FileNotFoundError, match="no image in it.* 3 images are left out .2 .hei"
+        ):
+            find_images(get_data(place))
+
+
+def test_an_image_in_1100_folders_inside_one_another_is_found(tmp_path):
+    folders = [tmp_path]
+    for _ in range(1100):
+        folders.append(folders[-1] / "a")
+        folders[-1].mkdir()
+    try:
+        Image.new("RGB", (40, 40)).save(folders[-1] / "1.png")
+        assert find_images(tmp_path) == [folders[-1] / "1.png"]
+    finally:  # which pytest cannot do
+        (folders[-1] / "1.png").unlink()
+        for folder in reversed(folders[1:]):
+            folder.rmdir()
+
+
 @pytest.mark.parametrize("make", [True, False])
 def test_a_folder_without_images_is_named(tmp_path, make):
     folder = tmp_path / "empty"
@@ -64,6 +100,24 @@ def test_a_folder_that_holds_the_project_is_no_data(monkeypatch, place):
     monkeypatch.chdir(files.HERE)
     with pytest.raises(ValueError, match=f"data_dir is '{place}'. Set it to a folder of images"):
         get_data(place)
+
+
+@pytest.mark.parametrize("place", [None, 20261129, ["faces"], b"faces", "~no one/x", "faces\0"])
+def test_what_cannot_be_a_path_is_named(place):
+    for take in (get_data, find_images):
+        with pytest.raises(ValueError, match=f"data_dir is {re.escape(repr(place))}. Set it to"):
+            take(place)
+
+
+@pytest.mark.parametrize("name", ["faces.tar.gz", "faces.7z", "face.jpg", "faces"])
+def test_a_file_that_is_no_zip_is_not_called_damaged(image_dir, tmp_path, cache, name):
+    if name == "faces.tar.gz":
+        shutil.make_archive(str(tmp_path / "faces"), "gztar", image_dir)
+    else:
+        shutil.copy(find_images(image_dir)[0], tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name} is neither a folder nor a zip. Set data_dir to"):
+        get_data(tmp_path / name)
+    assert_nothing_left(cache)
 
 
 # ------------------------------------------------------------------------------------------- zips
@@ -166,6 +220,19 @@ def test_absent_data_are_downloaded_once_and_unpacked(server, absent, monkeypatc
     monkeypatch.setattr(data, "is_reachable", lambda url: False)
     assert len(find_images(get_data(absent))) == 40
     assert server.asked == ["whole"]
+
+
+@pytest.mark.parametrize("is_link", [True, False])
+def test_the_default_folder_is_filled_if_it_is_empty(server, absent, tmp_path, is_link):
+    place = absent
+    if is_link:
+        place = tmp_path / "large drive"
+        absent.symlink_to(place)
+    place.mkdir()
+    (place / ".DS_Store").write_bytes(b"\0")
+    assert get_data(absent) == absent and len(find_images(absent)) == 40
+    assert get_data(absent) == absent and server.asked == ["whole"]
+    assert absent.is_symlink() == is_link and len(list(place.glob("[!.]*"))) == 1
 
 
 def test_nothing_is_downloaded_to_a_place_that_cannot_be_written(server, absent, monkeypatch):

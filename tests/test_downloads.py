@@ -19,6 +19,7 @@ from faces.images import find_images
         ("stalls", 3, OSError, "download of {} failed.*timed out.*Run the cell again"),
         ("503", 3, OSError, "download of {} failed.*503.*Run the cell again"),
         ("404", 1, OSError, "download of {} failed.*404.*Run the cell again"),
+        ("counts in letters", 1, OSError, "download of {} failed.*'abc'.*Run the cell again"),
         ("page", 1, ValueError, "What {} sent is not the file expected.*SHA-256.*by hand"),
         ("breaks off unnoticed", 1, ValueError, "What {} sent is not the file expected"),
     ],
@@ -34,6 +35,15 @@ def test_a_failed_download_leaves_nothing(
     assert server.asked == [behaviour] * tries
     assert capsys.readouterr().out.count("trying again") == tries - 1
     assert not absent.exists()
+    assert_nothing_left(cache)
+
+
+def test_a_file_of_certificates_that_is_not_there_is_named(server, absent, cache, monkeypatch):
+    monkeypatch.setattr(data, "ARCHIVE_URL", data.ARCHIVE_URL.replace("http:", "https:"))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere/certificates.pem")
+    with pytest.raises(OSError, match="download of https.* failed.*/nowhere/certificates.pem"):
+        get_data(absent)
+    assert not server.asked and not absent.exists()
     assert_nothing_left(cache)
 
 

@@ -193,6 +193,17 @@ def test_the_button_saves_and_never_overwrites(controls):
     assert len(list(controls.folder.iterdir())) == 5
 
 
+def test_a_face_that_cannot_be_saved_is_said(controls):
+    controls.button.click()
+    (controls.folder / "face_1.png").unlink()
+    (controls.folder / "face_1.npy").unlink()
+    controls.folder.rmdir()
+    controls.folder.write_bytes(b"mine")
+    controls.button.click()
+    assert controls.said.value.startswith("not saved: ")
+    assert str(controls.folder) in controls.said.value
+
+
 def test_in_a_front_end_the_controls_are_shown(monkeypatch, tmp_path):
     outputs, shown = [], Shown()
     shell = SimpleNamespace(kernel=SimpleNamespace(_allow_stdin=True))

@@ -1,6 +1,7 @@
-"""What can happen to a run: rot, other runs, lost folders, changed code, odd weights."""
+"""What can happen to a run: rot, other runs, lost folders, changed code."""
 
 import copy
+import errno
 import json
 import os
 import random
@@ -10,23 +11,17 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
-from unittest import mock
 
-import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from filelock import FileLock, Timeout
 from small_training import act_at, prepare, train
 
 from faces.checkpoints import CHECKPOINTS, load_checkpoint
-from faces.files import HERE, NOTEBOOK
-from faces.generator import generate_faces, read_weights, write_weights
-from faces.images import to_uint8
+from faces.files import HERE, NOTEBOOK, atomic_write, build_once
 from faces.notebook import hash_functions, hash_ideas, hash_package, hash_source, load_definitions
+from faces.show import write_images
 from faces.training import Run
-
-SIZES = {"z_size": "10", "g_conv_dim": "8", "image_size": "32"}
 
 
 def flip(path: Path, place: int, bit: int) -> None:
@@ -56,40 +51,6 @@ def test_a_flipped_bit_in_a_checkpoint_is_found(tmp_path):
             assert all(torch.equal(a, b) for a, b in pairs)
         path.write_bytes(whole)
     assert n_refused > 40
-
-
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    """A file of a small generator's weights."""
-    _, G = load_definitions().build_network(8, 8, 10)
-    write_weights(tmp_path / "generator.safetensors", G.state_dict(), SIZES)
-    return tmp_path / "generator.safetensors"
-
-
-def test_a_flipped_bit_in_weights_is_found(weights):
-    whole, chance = weights.read_bytes(), random.Random(0)
-    start = 8 + int.from_bytes(whole[:8], "little")
-    for _ in range(20):
-        flip(weights, chance.randrange(start, len(whole)), chance.randrange(8))
-        with pytest.raises(ValueError, match="generator.safetensors.*checksum does not fit"):
-            generate_faces(1, seed=0, weights=weights)
-        weights.write_bytes(whole)
-    weights.write_bytes(whole.replace(b'"z_size":"10"', b'"z_size":"11"'))
-    with pytest.raises(ValueError, match="checksum does not fit"):
-        generate_faces(1, seed=0, weights=weights)
-
-
-def test_the_same_weights_are_the_same_bytes(tmp_path):
-    state = {"b": torch.arange(3), "ä": torch.rand(2, 2).bfloat16(), "c": torch.tensor(1.0)}
-    metadata = {name: f'"{name}" ü' for name in "zyxwvutsrq"}
-    for order in (1, -1):
-        write_weights(tmp_path / str(order), dict(list(state.items())[::order]), metadata)
-    assert (tmp_path / "1").read_bytes() == (tmp_path / "-1").read_bytes()
-    read, found = read_weights(tmp_path / "1")
-    assert found == metadata | {"checksum": found["checksum"]}
-    assert read.keys() == state.keys() and all(torch.equal(read[n], state[n]) for n in state)
-    safetensors.torch.save_file(state, tmp_path / "without")  # those of other programs are read too
-    assert read_weights(tmp_path / "without")[1] == {}
 
 
 def test_results_that_are_lost_or_rot_are_written_again(tmp_path):
@@ -168,6 +129,40 @@ def test_a_folder_belongs_to_a_run_from_its_making_to_its_end(tmp_path):
     with FileLock(mine / ".lock").acquire(timeout=0):  # another run has it by now
         with pytest.raises(RuntimeError, match="Another run is writing to"):
             train(notebook, 3)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
+def test_a_file_system_without_locks_has_softer_ones(tmp_path, monkeypatch, number):
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Run, "_latest", None)
+    monkeypatch.setattr("fcntl.flock", refuse)
+    train(prepare(tmp_path / "run"), 1)
+    assert Run(tmp_path / "run").folder == Run(tmp_path / "run").folder  # its cell is run again
+    lock = tmp_path / "run" / ".lock.soft"
+    lock.write_text("1\nanother machine\n")
+    monkeypatch.setattr(Run, "_latest", None)
+    with pytest.raises(RuntimeError, match=f"Another run.*If there is no such run, delete {lock}"):
+        Run(tmp_path / "run")
+    build_once(tmp_path / "images", lambda folder: write_images([], folder / "images"))
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "images"}
+
+
+def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
+    half = tmp_path / ".checkpoint-unfinished-01234567.pt"
+
+    def stop_here() -> None:
+        with atomic_write(tmp_path / "checkpoint.pt") as path:
+            left.append(re.sub("-[0-9a-f]{8}", "-01234567", path.name))
+
+    left: list[str] = []
+    stop_here()
+    assert left == [half.name]
+    half.touch()
+    (tmp_path / ".mine-unfinished.pt").touch()
+    Run(tmp_path)
+    assert not half.exists() and (tmp_path / ".mine-unfinished.pt").exists()
 
 
 def test_a_file_that_is_open_elsewhere_is_named(tmp_path, monkeypatch):
@@ -308,45 +303,6 @@ def test_functions_of_the_same_name_have_the_same_hashes_in_each_process(tmp_pat
     assert first == second and len(set(first.splitlines())) == 3
     assert "the value" not in first  # which would show where in the memory a function is
     assert hash_source("lambda x: x),") != hash_source("lambda x: 2 * x),")  # not whole
-
-
-# -------------------------------------------------------------------------------------- odd weights
-
-
-@pytest.mark.parametrize("n", [0, -1, 4.0, 10**9, "4", None])
-def test_a_number_of_faces_that_cannot_be_is_named(n):
-    message = r"^n is .*: it must be a whole number from 1 to 100,000\.$"
-    with pytest.raises(ValueError, match=message):
-        generate_faces(n, seed=0)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda x: x * float("nan"), "fc.weight is torch.float32, or not finite"),
-        (lambda x: x.half() / 0, "fc.weight is torch.float16, or not finite: not torch.float32"),
-        (lambda x: x.double(), "fc.weight is torch.float64"),
-        (lambda x: (x * 100).to(torch.int8), "fc.weight is torch.int8"),
-    ],
-)
-def test_weights_that_draw_no_faces_are_named(weights, change, message):
-    state = safetensors.torch.load_file(weights)
-    write_weights(weights, state | {"fc.weight": change(state["fc.weight"])}, SIZES)
-    with pytest.raises(ValueError, match=f"generator.safetensors.*: {message}"):
-        generate_faces(1, seed=0, weights=weights)
-
-
-def test_a_folder_is_no_file_of_weights(tmp_path):
-    with pytest.raises(FileNotFoundError, match="There is no file .*: train first"):
-        generate_faces(1, seed=0, weights=tmp_path)
-
-
-def test_many_faces_are_drawn_in_parts(weights, monkeypatch):
-    spy = mock.Mock(wraps=to_uint8)
-    monkeypatch.setattr("faces.generator.to_uint8", spy)
-    faces = generate_faces(np.int64(1100), seed=0, weights=weights)
-    assert [len(call.args[0]) for call in spy.call_args_list] == [100] * 11
-    assert len(np.unique(faces, axis=0)) == 1100
 
 
 # ---------------------------------------------------------------------------------- random faults

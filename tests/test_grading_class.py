@@ -63,10 +63,10 @@ NOISE = "\\tscale\\tNONSENSE\\t\\t\\n"
 ACCIDENTS = {  # what a right solution does besides; its row
     "a-slow": ("import time\ntime.sleep(4)", r"\.{10}"),
     "kills-its-parent": ("import os\nos.kill(os.getppid(), 9)", "F{10}"),
-    "kills-its-group": ("import os\nos.killpg(0, 15)", "F{10}"),
+    "kills-its-group": ("import os\nos.killpg(0, 2)", "F{10}"),
     "empties": (
         "import shutil, tempfile, os\nos.chdir('/')\nshutil.rmtree(tempfile.gettempdir())",
-        "F{10}",
+        ".{10}",  # whatever that is: it is its own folder
     ),
     "writes-to-pipes": (
         "import os\nfor number in range(3, 200):\n    try:\n"
@@ -126,7 +126,7 @@ def graded(tmp_path_factory) -> types.SimpleNamespace:
     rows: dict[str, str] = {}
     for record in records:
         name = record["notebook"].removeprefix("../class/")
-        rows[name] = rows.get(name, "") + grading.MARKS[record["outcome"]]
+        rows[name] = rows.get(name, "") + grading.ALL_MARKS[record["outcome"]]
     why = {(r["notebook"].removeprefix("../class/"), r["point"]): r["why"] for r in records}
     seconds = time.monotonic() - began
     return types.SimpleNamespace(run=done, rows=rows, why=why, top=top, pids=pids, seconds=seconds)
@@ -205,7 +205,7 @@ PATCHES = {  # what a wrong scale replaces; its name
     "rubric._check_tensor.__defaults__ = ('',)": "_check_tensor",
     "torch.Tensor.abs = lambda self: self * 0": "abs",
     "grading.Result.__new__ = lambda kind, *fields: ('scale', 'PASSED', '', '')": "__new__",
-    "rubric.abs = rubric.isinstance = lambda *values: True": "isinstance",
+    "rubric.abs = lambda value: 0 * value": "abs",
     "sys.setprofile(lambda *event: None)": "setprofile",
     "rubric.POINTS['scale'] = rubric.POINTS['scale']._replace(test=lambda s: iter(()))": "",
 }
@@ -213,8 +213,7 @@ PATCHES = {  # what a wrong scale replaces; its name
 
 @pytest.mark.parametrize("patch", PATCHES)
 def test_what_the_tests_use_cannot_be_replaced_unseen(tmp_path, monkeypatch, patch):
-    monkeypatch.setattr(rubric, "POINTS", dict(rubric.POINTS))
-    profile = sys.getprofile()
+    points, profile = dict(rubric.POINTS), sys.getprofile()
     imports = ("import sys", "import problem_unittests as rubric", "from faces import grading")
     body = "".join(f"    {line}\n" for line in (*imports, patch))
     wrong = CLASSIC.replace(SCALE, SCALE + body).replace("x * (max - min) + min", "x + 0")
@@ -222,6 +221,7 @@ def test_what_the_tests_use_cannot_be_replaced_unseen(tmp_path, monkeypatch, pat
         [wrong],
         [CLASSIC, f"class Trick:\n{body}", "def scale(x):\n    Trick\n    return x"],
     ):
+        monkeypatch.setattr(rubric, "POINTS", dict(points))
         results = {r.point: r for r in grading.grade(write(tmp_path / "x.ipynb", *cells))}
         assert results["scale"].outcome == "FAILED"
         replaced = f"{PATCHES[patch]}, which the tests use."
@@ -389,6 +389,6 @@ def test_gradescope_gets_its_own_format():
     assert [test["score"] for test in tests] == [1, 0, 1, 1, 1, 1, 1, 1, 1, 0]
     assert {test["max_score"] for test in tests} == {1}
     assert {test["visibility"] for test in tests} == {"visible"}
-    assert (
-        tests[0]["output"] == "PASSED." and tests[2]["output"] == "ADVICE. Discriminator: dropout"
+    assert tests[0]["output"] == "PASSED." and tests[2]["output"] == (
+        "ADVICE. Discriminator: dropout\nx.ipynb, cell 2, line 1: def f(x):"
     )

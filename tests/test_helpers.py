@@ -1,10 +1,8 @@
-"""Weights to faces, a notebook's definitions, settings, a training run's files."""
+"""A notebook's definitions, settings, a training run's files."""
 
 import csv
 import errno
 import inspect
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,78 +18,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import helpers
-from faces import files
 from faces.files import atomic_write
-from faces.generator import read_weights
 from faces.notebook import RANGES, load_definitions, prepare
 from faces.show import image_grid, layer_table
 from faces.training import Run
-
-# ------------------------------------------------------------------------------- weights to faces
-
-
-def test_the_same_seed_gives_the_same_faces():
-    faces = helpers.generate_faces(3, seed=1)
-    assert faces.shape == (3, 32, 32, 3) and faces.dtype == np.uint8
-    assert (faces == helpers.generate_faces(3, seed=1)).all()
-    assert (faces != helpers.generate_faces(3, seed=2)).any()
-    assert len(np.unique(faces, axis=0)) == 3
-
-
-def test_faces_are_drawn_from_any_working_directory(tmp_path):
-    code = "import helpers; print(helpers.generate_faces(2, seed=0).shape)"
-    environment = os.environ | {"PYTHONPATH": str(files.HERE)}
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert run.stdout.strip().endswith("(2, 32, 32, 3)"), run.stderr
-    assert not list(tmp_path.iterdir())
-
-
-def test_drawing_faces_leaves_the_random_state_alone():
-    torch.manual_seed(3)
-    expected = torch.rand(1)
-    torch.manual_seed(3)
-    helpers.generate_faces(1, seed=0)
-    assert torch.rand(1) == expected
-
-
-@pytest.mark.parametrize(
-    "fault", ["absent", "no safetensors", "no metadata", "odd metadata", "other network"]
-)
-def test_weights_that_do_not_fit_are_named(tmp_path, fault):
-    path = tmp_path / "weights.safetensors"
-    sizes = {"z_size": "100", "g_conv_dim": "64", "image_size": "32"}
-    if fault == "no safetensors":
-        path.write_bytes(b"\x80\x04pickle")
-    elif fault == "no metadata":
-        safetensors.torch.save_file({"x": torch.ones(1)}, path)
-    elif fault == "odd metadata":
-        safetensors.torch.save_file({"x": torch.ones(1)}, path, sizes | {"g_conv_dim": "many"})
-    elif fault == "other network":
-        safetensors.torch.save_file({"x": torch.ones(1)}, path, sizes)
-    error = FileNotFoundError if fault == "absent" else ValueError
-    with pytest.raises(error, match="weights.safetensors"):
-        helpers.generate_faces(1, seed=0, weights=path)
-
-
-@pytest.mark.parametrize("idea", ["{}", "flips+{}", "{}+flips", "../mine", "mine.py", "no_such"])
-def test_weights_run_no_code_outside_the_folder_of_ideas(tmp_path, monkeypatch, idea):
-    monkeypatch.chdir(tmp_path)
-    mine = tmp_path / "mine.py"
-    mine.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef patch(notebook):\n    pass\n")
-    state, metadata = read_weights(files.WEIGHTS)
-    metadata = {name: metadata[name] for name in ("z_size", "g_conv_dim", "image_size")}
-    metadata["idea"] = idea.format(mine)
-    safetensors.torch.save_file(state, tmp_path / "weights.safetensors", metadata)
-    with pytest.raises(ValueError, match="weights.safetensors.*idea"):
-        helpers.generate_faces(1, seed=0, weights=tmp_path / "weights.safetensors")
-    assert not (tmp_path / "ran").exists()
-    metadata["idea"] = ""
-    safetensors.torch.save_file(state, tmp_path / "weights.safetensors", metadata)
-    faces = helpers.generate_faces(2, seed=1, weights=tmp_path / "weights.safetensors")
-    assert (faces == helpers.generate_faces(2, seed=1)).all()
-
 
 # ------------------------------------------------------------------------- a notebook's definitions
 
@@ -190,9 +120,40 @@ def test_the_preset_is_chosen_and_said(
     assert lines == [f"  {name} = {value or repr(value)}" for name, value in decided.items()]
 
 
-def test_an_unknown_preset_is_named():
-    with pytest.raises(ValueError, match="'fast'.*auto, full, quick, reference"):
-        helpers.choose_settings("fast", PRESETS, GIVEN)
+@pytest.mark.parametrize("preset", ["fast", None, 3, ["full"], "a\0b"])
+def test_an_unknown_preset_is_named_with_the_other_settings(preset):
+    given = GIVEN | OTHERS | {"idea": None, "d_lr": 1}
+    with pytest.raises(ValueError) as caught:
+        helpers.choose_settings(preset, PRESETS, given)
+    first, second = str(caught.value).splitlines()
+    assert first.startswith(f"preset is {preset!r} (") and "auto, full, quick, reference" in first
+    assert second.startswith("d_lr is 1: ")
+
+
+def test_whole_numbers_are_fractions_too():
+    given = GIVEN | OTHERS | {"beta1": 0, "ema_decay": 0}
+    settings = helpers.choose_settings("full", PRESETS, given)
+    assert all(type(settings[name]) is float for name in ("beta1", "ema_decay", "d_lr", "g_lr"))
+    assert settings == GIVEN | {"idea": "", "ema_decay": 0.0}
+    torch.optim.Adam([torch.ones(1)], settings["d_lr"], (settings["beta1"], 0.999))
+
+
+@pytest.mark.parametrize("name", ["data_dir", "output_dir"])
+@pytest.mark.parametrize("value", [None, 0.5, True, ["a"], b"a", "~no-such-user/x", "a\0b"])
+def test_what_is_no_path_is_named_with_the_other_settings(name, value):
+    given = GIVEN | OTHERS | {name: value, "seed": -1}
+    with pytest.raises(ValueError) as caught:
+        helpers.choose_settings("full", PRESETS, given)
+    first, second = str(caught.value).splitlines()
+    assert first.startswith("seed is -1: ")
+    assert second.startswith(f"{name} is {value!r}: it must be a path in quotation marks")
+
+
+def test_a_name_of_digits_that_became_a_number_is_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = GIVEN | OTHERS | {"output_dir": 20261129}
+    assert helpers.choose_settings("full", PRESETS, given) == GIVEN | {"idea": ""}
+    assert Run(given["output_dir"]).folder == Path("20261129")
 
 
 def test_all_settings_out_of_range_are_named():

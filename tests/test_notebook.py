@@ -96,24 +96,6 @@ def test_settings_are_few_and_have_values():
     assert all("  # " in line for line in cell.source.splitlines() if line)
 
 
-def test_what_the_readme_names_is_there():
-    readme = (files.HERE / "README.md").read_text(encoding="utf-8")
-    for link in re.findall(r"\]\(([^):]+)\)", readme):
-        assert (files.HERE / link).exists(), link
-    layout = readme.split("## Where things are")[1].split("\n## ")[0]
-    names = re.findall(r"^\| `([\w./]+)` \|", layout, re.MULTILINE)
-    assert len(names) == 8
-    for name in names:
-        assert (files.HERE / name).exists(), name
-    names = ["result.png", "training_loss.png", "progress.gif", "interpolation.png", "measures.png"]
-    names += ["generator.safetensors", "quick.png"]
-    for name in (*names, "last_batch.png", "ablations.png"):
-        assert (files.HERE / "assets" / name).stat().st_size > 10_000, name
-    for cell in NOTEBOOK.cells:
-        for link in re.findall(r"\]\(([^):]+)\)", cell.source * (cell.cell_type == "markdown")):
-            assert (files.HERE / link).exists(), link
-
-
 # -------------------------------------------------------------------------------------- as it runs
 
 

@@ -101,6 +101,7 @@ def test_a_sigmoid_is_neither_right_nor_wrong_before_the_losses_are_known():
     [
         ("train", "    samples = []\n", "    samples = []\n    D.to('cuda')\n", "it needs a GPU"),
         ("real_loss", "torch.ones(D_out.size(0))", "torch.ones(9, device='cuda')", "needs a GPU"),
+        ("train", "    samples = []\n", "    torch.Generator('cuda')\n    samples = []\n", "a GPU"),
         ("discriminator", "        self.bn3 = ", "        self.to('cuda').bn3 = ", "GPU"),
         (
             "train",
@@ -181,7 +182,17 @@ np.save(place + '/array', np.zeros(2))
 torch.save(D.state_dict(), place + '/D.pt')
 torch.load(place + '/D.pt')
 torch.save(D.state_dict(), Path('../../D.pt'))
+os.replace(place + '/note', place + '/deep/renamed')
+shutil.rmtree(place + '/deep')
+assert not os.path.isdir(place + '/deep')
+for delete in (os.remove, os.unlink, Path.unlink, shutil.rmtree):
+    try:
+        delete(Path(kept))
+    except FileNotFoundError:
+        pass
 open('mine', 'w').close()
+os.replace('mine', 'mine too')
+os.rename('mine too', 'mine')
 assert open(kept).read() == 'kept' and os.path.exists('mine')
 """
 
@@ -193,7 +204,7 @@ def test_what_is_written_to_absolute_folders_is_led_into_the_temporary_one(tmp_p
     (tmp_path / "kept" / "file").write_text("kept")
     places = f"    place, kept = {str(tmp_path / 'new')!r}, {str(tmp_path / 'kept' / 'file')!r}\n"
     body = "".join(f"        {line}\n" for line in WRITES.strip().splitlines())
-    source = "import os\nfrom pathlib import Path\n" + CLASSIC.replace(
+    source = "import os, shutil\nfrom pathlib import Path\n" + CLASSIC.replace(
         "    samples = []\n", f"    samples = []\n{places}"
     ).replace("        G.eval()\n", f"{body}        G.eval()\n")
     assert verdict("train", execute(source)) == ("PASSED", "")

@@ -4,6 +4,8 @@ import copy
 import itertools
 import os
 import pickle
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +22,9 @@ import problem_unittests
 from faces import speed
 from faces.files import HERE
 from faces.notebook import apply_idea, load_definitions
-from faces.training import discriminator_loss_bounds, signs_of_failure
+from faces.parallel import join_processes
+from faces.speed import FreeCores
+from faces.training import _Steps, discriminator_loss_bounds, signs_of_failure
 
 # ------------------------------------------------------------------------------------------ speed
 
@@ -227,6 +231,90 @@ def test_how_an_optimizer_steps_is_of_the_device_and_not_of_the_run(tmp_path):
     assert notebook.g_optimizer.param_groups[0]["fused"] is True
 
 
+def test_a_stop_before_the_first_step_comes_after_it(tmp_path, monkeypatch, capsys):
+    whole = train(prepare(tmp_path / "whole"), 2)
+    look = FreeCores.__enter__
+    with monkeypatch.context() as at_first:
+        interrupt = lambda cores: signal.raise_signal(signal.SIGINT) or look(cores)  # noqa: E731
+        at_first.setattr(FreeCores, "__enter__", interrupt)
+        assert train(prepare(tmp_path / "run"), 2) == whole[:1]
+    assert "Stopped in epoch 1, after 1 of its batches" in capsys.readouterr().out
+    assert len(np.load(tmp_path / "run" / "samples.npz")["samples"]) == 1
+    assert train(prepare(tmp_path / "run"), 2) == whole
+    assert not differing_files(tmp_path / "run", tmp_path / "whole")
+
+
+def test_the_cost_of_an_epoch_does_not_grow_with_their_number(tmp_path, monkeypatch):
+    n_saved, save = [], np.savez_compressed
+
+    def note(path: Path, samples: np.ndarray) -> None:
+        n_saved.append(len(samples))
+        save(path, samples=samples)
+
+    monkeypatch.setattr(np, "savez_compressed", note)
+    few = dict(n_images=8)  # a step an epoch
+    train(prepare(tmp_path / "whole", **few), 40)
+    assert len(n_saved) < 24 and n_saved[:10] == [*range(1, 11)] and n_saved[-1] == 40
+    assert len(np.loadtxt(tmp_path / "whole" / "losses.csv", delimiter=",", skiprows=1)) == 40
+    n_saved.clear()
+    notebook = prepare(tmp_path / "run", **few)
+    act_at(notebook, 28, lambda: 1 / 0)  # not after an epoch that was written
+    with pytest.raises(ZeroDivisionError):
+        train(notebook, 40)
+    assert n_saved[-1] < 28
+    train(prepare(tmp_path / "run", **few), 40)
+    assert not differing_files(tmp_path / "run", tmp_path / "whole")
+
+
+def test_processes_with_other_images_are_refused(tmp_path):
+    script = Path(__file__).with_name("small_training.py")
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, script, tmp_path / "run", "--other-images"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    said = "  data: 'images 0' in process 0, 'images 1' in process 1"
+    assert done.stderr.count(said) == 2 and "Connection" not in done.stderr
+    assert done.stdout == "prepared\n"
+    assert not list((tmp_path / "run").glob("[!.]*"))
+
+
+def test_a_process_that_is_alone_prints_whatever_its_environment_says(monkeypatch):
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "7")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    before = sys.stdout
+    assert join_processes()[1] == 1 and sys.stdout is before
+
+
+# -------------------------------------------------------------------------------------- printing
+
+
+@pytest.mark.parametrize("ending", ["> {}/log", ">&- 2>&-", "2>&1 | head -n 3"])
+def test_no_output_stops_a_training(tmp_path, ending):
+    folder = tmp_path / os.fsdecode(b"\xff\xc3\xa4 run")  # of which the first is no UTF-8
+    code = """
+import sys
+from pathlib import Path
+from small_training import prepare
+notebook = prepare(Path(sys.argv[1]))
+for _ in range(5):
+    print("±", sys.argv[1])
+notebook.train(notebook.D, notebook.G, 2, print_every=1)
+notebook = prepare(Path(sys.argv[1]))
+notebook.train(notebook.D, notebook.G, 3, print_every=1)
+"""
+    command = f'"$0" -u -c "$1" "$2" {ending.format(shlex.quote(str(tmp_path)))}'
+    paths = f"{HERE}{os.pathsep}{Path(__file__).parent}"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii:strict", "PYTHONPATH": paths}
+    arguments = ["bash", "-c", command, sys.executable, code, folder]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True)
+    train(prepare(tmp_path / "whole"), 3)
+    assert not differing_files(folder, tmp_path / "whole"), done.stderr
+    assert "Error" not in done.stderr
+    if ending.endswith("log"):
+        text = (tmp_path / "log").read_text()
+        assert "\\xb1" in text and "Resuming from" in text and text.count("Epoch [") == 15
+
+
 # ---------------------------------------------------------------------------------------- faults
 
 
@@ -277,8 +365,82 @@ def test_what_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, network, 
     assert [(tmp_path / name).read_bytes() for name in names] == before
 
 
+def test_only_a_checkpoint_without_nan_is_called_good(tmp_path):
+    train(prepare(tmp_path), 2)
+    for name, found in [("D", "The last good .* is .*-before.pt"), ("", "There is no good")]:
+        for path in tmp_path.glob("checkpoint*" if not name else "checkpoint.pt"):
+            state = torch.load(path, weights_only=True)
+            state["parts"]["d_optimizer"]["state"][0]["exp_avg"][0] = float("nan")
+            torch.save(state, path)
+        notebook = prepare(tmp_path)
+        with pytest.raises(ValueError, match=r"point.pt .*\(what it has as d_optimizer cannot be"):
+            train(notebook, 3)
+        steps = _Steps(tmp_path)
+        with pytest.raises(FloatingPointError, match=f"A value of x is .*: .*{found}"):
+            steps.check_weights({"x": torch.tensor(float("inf"))})
+
+
+def set_in(state: Any, *path: Any) -> None:
+    """Set what lies at a path to its last part."""
+    *names, last, value = path
+    for name in names:
+        state = state[name]
+    state[last] = value
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(lambda s, n=n: s.pop(n) for n in ("settings", "parts", "results", "random", "losses")),
+        *(lambda s, n=n: s["parts"].pop(n) for n in ("D", "d_optimizer", "fixed_z")),
+        *(lambda s, n=n: set_in(s, n, "one") for n in ("epoch", "parts")),
+        *(lambda s, n=n: set_in(s, n, 10**9) for n in ("epoch", "batch")),
+        *(lambda s, n=n: set_in(s, n, -1) for n in ("batch", "order")),
+        lambda s: set_in(s, "losses", s["losses"][:-1]),
+        lambda s: set_in(s, "losses", s["losses"] * float("nan")),
+        lambda s: set_in(s, "parts", "G", "text"),
+        lambda s: set_in(s, "parts", "fixed_z", s["parts"]["fixed_z"][:1]),
+        lambda s: set_in(s, "parts", "d_optimizer", "param_groups", 0, "lr", 1000.0),
+        lambda s: set_in(s, "parts", "d_optimizer", "param_groups", 0, "lr", float("nan")),
+        lambda s: set_in(s, "parts", "d_optimizer", {}),
+        lambda s: set_in(s, "parts", "G", "fc.weight", s["parts"]["G"]["fc.weight"] / 0),
+        lambda s: s["results"].pop("samples"),
+        lambda s: s["results"]["samples"].pop(),
+        lambda s: s["results"]["samples"].append("text"),
+        lambda s: set_in(s, "results", "samples", 0, torch.ones(16, 4, 4, 3, dtype=torch.uint8)),
+        lambda s: set_in(s, "results", "measures", 0, {"swd": "low"}),
+        lambda s: set_in(s, "random", "cpu", torch.ones(3, dtype=torch.uint8)),
+        lambda s: s["random"].pop("cpu"),
+        lambda s: set_in(s, "settings", "lr", torch.ones(2)),
+    ],
+)
+def test_a_whole_checkpoint_that_is_not_of_a_run_is_refused_in_a_sentence(trained, change):
+    path = trained / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    change(state)
+    torch.save(state, path)
+    changed = path.read_bytes()
+    expected = r"point\.pt (is damaged, or is not a checkpoint|does not fit these)[^\n]*resume = F"
+    with pytest.raises(ValueError, match=expected):
+        train(prepare(trained), 3)
+    assert path.read_bytes() == changed
+
+
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    train(prepare(folder), 2)
+    return folder
+
+
+@pytest.fixture
+def trained(trained_once: Path, tmp_path: Path) -> Path:
+    """The folder of a run of two epochs."""
+    return shutil.copytree(trained_once, tmp_path / "run")
+
+
 def test_a_batch_larger_than_the_data_is_named(tmp_path):
-    with pytest.raises(ValueError, match="batch_size.*lower it"):
+    with pytest.raises(ValueError, match="batch_size is 8, but there are only 7 .*lower it"):
         train(prepare(tmp_path, n_images=7))
 
 
