@@ -42,6 +42,7 @@ from contextlib import ExitStack, suppress
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -623,17 +624,18 @@ def main(arguments: list[str] | None = None) -> int:
         if most < 2**24:  # for memory or files
             parser.error(f"the shell allows only {most:,} bytes, too few for all: see ulimit -a.")
     sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not have all characters
-    os.environ.setdefault("MPLBACKEND", "Agg")  # no windows
-    for name in ("matplotlib.pyplot", "torchvision"):  # once, for all of them
-        with suppress(ImportError):
-            importlib.import_module(name)
     table = []
-    for path, results in grade_all(list(places.values()), options.seconds, options.gigabytes):
-        table.append((str(path), results))
-        print(f"{printable(str(path))}: {_totals(results)}", flush=True)
-        for point, outcome, why, _ in results:
-            if why:
-                print(f"    {point:<20} {outcome:<10} {printable(why)}", flush=True)
+    with mock.patch.dict(os.environ):  # as it was, afterwards
+        os.environ.setdefault("MPLBACKEND", "Agg")  # no windows
+        for name in ("matplotlib.pyplot", "torchvision"):  # once, for all of them
+            with suppress(ImportError):
+                importlib.import_module(name)
+        for path, results in grade_all(list(places.values()), options.seconds, options.gigabytes):
+            table.append((str(path), results))
+            print(f"{printable(str(path))}: {_totals(results)}", flush=True)
+            for point, outcome, why, _ in results:
+                if why:
+                    print(f"    {point:<20} {outcome:<10} {printable(why)}", flush=True)
     _print_table(table)
     code = int(any(r.outcome in ("FAILED", "NOT FOUND") for _, row in table for r in row))
     for name, file in outputs.items():

@@ -63,7 +63,7 @@ NOISE = "\\tscale\\tNONSENSE\\t\\t\\n"
 ACCIDENTS = {  # what a right solution does besides; its row
     "a-slow": ("import time\ntime.sleep(4)", r"\.{10}"),
     "kills-its-parent": ("import os\nos.kill(os.getppid(), 9)", "F{10}"),
-    "kills-its-group": ("import os\nos.killpg(0, 2)", "F{10}"),
+    "kills-its-group": ("import os\nos.killpg(0, 9)", "F{10}"),
     "empties": (
         "import shutil, tempfile, os\nos.chdir('/')\nshutil.rmtree(tempfile.gettempdir())",
         ".{10}",  # whatever that is: it is its own folder
