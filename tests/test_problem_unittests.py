@@ -210,7 +210,7 @@ def test_what_is_written_to_absolute_folders_is_led_into_the_temporary_one(tmp_p
     assert verdict("train", execute(source)) == ("PASSED", "")
     left = sorted(path.name for path in tmp_path.rglob("*"))
     assert left == ["file", "kept", "temporary"]
-    assert open.__module__ == "io" and torch.save.__module__ == "torch.serialization"
+    assert open is io.open and torch.save.__module__ == "torch.serialization"
 
 
 def test_a_long_line_is_shortened(tmp_path):
