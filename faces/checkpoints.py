@@ -22,7 +22,7 @@ from faces.parallel import from_main_process, print_main
 CHECKPOINTS = ("checkpoint.pt", "checkpoint-before.pt")
 # What each of them has; "parts" are states of networks and optimizers, and tensors.
 _ENTRIES = {"settings": dict, "parts": dict, "results": dict, "random": dict}
-_ENTRIES |= {"order": int, "epoch": int, "batch": int, "losses": Tensor}
+_ENTRIES |= {"order": int, "epoch": int, "batch": int, "n_steps": int, "losses": Tensor}
 
 # ------------------------------------------------------------------------ the folder
 
@@ -153,8 +153,8 @@ def _check(state: Any) -> None:
     is_right = {
         "settings": not any(isinstance(value, Tensor) for value in state["settings"].values()),
         "losses": losses.dtype == torch.float64 and losses.shape[1:] == (2,) and is_finite(losses),
-        "epoch": epoch >= 0 and (n_before % epoch if epoch else n_before) == 0,
-        "batch": 0 <= batch <= (n_before // epoch if epoch else len(losses)),
+        "epoch": epoch >= 0 and (n_before >= epoch if epoch else n_before == 0),
+        "batch": 0 <= batch <= len(losses) == state["n_steps"],
         "samples": len(samples) == epoch
         and all(x.shape == samples[0].shape and x.dtype == torch.uint8 for x in samples)
         and all(x.ndim == 4 and len(x) and x.shape[3] == 3 for x in samples[:1]),

@@ -151,6 +151,8 @@ class _WatchedProgress(Progress):
     def update(self, n: float = 1) -> None:
         """Count bytes that have come."""
         super().update(n)
+        if self.disable:  # in a process that does not print
+            self.n += n
         then, received = self._since
         if self.n > DOWNLOAD_LARGEST:
             raise _Slow(f"it has more than {DOWNLOAD_LARGEST:,} bytes")

@@ -59,7 +59,9 @@ def generate_faces(
         raise ValueError(f"n is {n!r}: it must be a whole number from 1 to 100,000.")
     with torch.random.fork_rng(devices=[]):
         draw, sample_z = load_generator(weights)
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed other devices too
+        torch.default_generator.manual_seed(
+            int(seed)
+        )  # torch.manual_seed would seed other devices too
         if balanced:
             faces = sample_balanced(lambda size: draw(sample_z(size)), n)
             if len(faces) < n:
@@ -82,7 +84,7 @@ def walk(seeds: Sequence[int], weights: str | Path = WEIGHTS) -> np.ndarray:
         draw, sample_z = load_generator(weights)
         ends = []
         for seed in seeds:
-            torch.default_generator.manual_seed(seed)
+            torch.default_generator.manual_seed(int(seed))
             ends.append(sample_z(1))
     t = torch.arange(24).view(24, 1) / 24
     ways = [start + t * (end - start) for start, end in pairwise(ends)]

@@ -477,7 +477,8 @@ def _copy(path: Path, others: set[Path], folder: Path) -> Path:
     copy, todo = folder / path.name, [path]
     shutil.copyfile(path, copy)
     beside = {file.stem: [file] for file in path.parent.glob("*.py") if file != path}
-    beside |= {p.parent.name: [*p.parent.rglob("*.py")] for p in path.parent.glob("[!.]*/*.py")}
+    folders = {file.parent for file in path.parent.glob("[!.]*/*.py")}
+    beside |= {place.name: [*place.rglob("*.py")] for place in folders}
     while todo:
         lines = re.findall(r"\b(?:from|import)\b[^\n\\]*", _text(todo.pop(), "replace"))
         for name in beside.keys() & re.findall(r"\w+", " ".join(lines)):

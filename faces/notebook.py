@@ -16,7 +16,7 @@ import sys
 import textwrap
 import types
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -28,9 +28,11 @@ from torch.utils.data import DataLoader
 from faces.files import HERE, NOTEBOOK
 
 IDEAS = HERE / "ideas"
+_START = Path.cwd()  # that of the notebook, wherever its tests run its functions
 
-# The modules of faces/ that only show, write or judge what a training has computed.
-_COMPUTE_NOTHING = {"__init__", "__main__", "explorer", "grading", "show"}
+# The modules of faces/ that compute nothing of a training: they show, read, write or grade.
+_COMPUTE_NOTHING = {"__init__", "__main__", "checkpoints", "data", "explorer", "files"}
+_COMPUTE_NOTHING |= {"generator", "grading", "show"}
 
 # ------------------------------------------------------------------------ definitions
 
@@ -268,7 +270,7 @@ def apply_idea(
     change_notebook(module, ideas.values())
     for each in ideas.values():
         print("idea:", (each.__doc__ or each.__name__).strip().splitlines()[0])
-    now = {name: getattr(module, name, value) for name, value in (settings or {}).items()}
+    now = {n: getattr(module, n, v) if n in RANGES else v for n, v in (settings or {}).items()}
     return now | {"idea": "+".join(ideas)}
 
 
@@ -304,7 +306,7 @@ def find_ideas(idea: str) -> dict[str, Path]:
     found = {}
     for part in filter(None, map(str.strip, str(idea).split("+"))):
         is_own = part.endswith(".py")
-        found[part] = path = Path(part).expanduser() if is_own else IDEAS / f"{part}.py"
+        found[part] = path = _START / Path(part).expanduser() if is_own else IDEAS / f"{part}.py"
         if not path.is_file() or not (is_own or part.isidentifier()):
             there = ", ".join(sorted(p.stem for p in IDEAS.glob("*.py")))
             raise ValueError(
@@ -373,10 +375,23 @@ def hash_source(source: str) -> str:
         tree = ast.parse(textwrap.dedent(source))
     except SyntaxError:  # a part of an expression, such as a lambda in a call
         return hashlib.sha256(source.encode()).hexdigest()[:12]
+    return _hash_tree(tree)
+
+
+def _hash_tree(tree: ast.AST) -> str:
+    """Hash a syntax tree without its docstrings, alike in all versions of Python."""
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             node.body = node.body[ast.get_docstring(node, clean=False) is not None :]
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:12]
+    return hashlib.sha256(repr(_spell(tree)).encode()).hexdigest()[:12]
+
+
+def _spell(node: Any) -> Any:
+    """A node's kind and fields; those that are empty are left out, since versions add some."""
+    if isinstance(node, ast.AST):
+        fields = [(n, _spell(v)) for n, v in ast.iter_fields(node) if v is not None and v != []]
+        return [type(node).__name__, *fields]
+    return [_spell(item) for item in node] if isinstance(node, list) else repr(node)
 
 
 def hash_functions(*roots: Any, settings: Iterable[str] = ()) -> dict[str, str]:
@@ -392,7 +407,7 @@ def hash_functions(*roots: Any, settings: Iterable[str] = ()) -> dict[str, str]:
         but what that still calls of the notebook is not.
     """
     hashes: dict[str, str] = {}
-    todo, seen = list(roots), set()
+    todo, seen, stored = list(roots), set(), set()
     names = inspect.unwrap(todo[0]).__globals__
     home = names.get("__name__")
     while todo:
@@ -414,13 +429,18 @@ def hash_functions(*roots: Any, settings: Iterable[str] = ()) -> dict[str, str]:
         elif isinstance(item, type):
             continue
         for function in functions:
-            todo += [cell.cell_contents for cell in function.__closure__ or ()]
+            for cell in function.__closure__ or ():
+                with suppress(ValueError):  # it is empty
+                    todo.append(cell.cell_contents)
             used = _names_used(function.__code__, attributes=not is_own) & names.keys()
+            stored |= {
+                s.argval for s in dis.get_instructions(function) if s.opname == "STORE_GLOBAL"
+            }
             todo += [names[name] for name in sorted(used)]  # in the same order in each process
             for name in used - set(settings) if is_own else ():
                 if _is_plain(names[name]):
                     hashes[f"the value of {name}"] = repr(names[name])
-    return hashes
+    return {n: h for n, h in hashes.items() if n.removeprefix("the value of ") not in stored}
 
 
 def _is_plain(value: Any) -> bool:
@@ -465,8 +485,9 @@ def hash_package() -> dict[str, str]:
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
                 name = f"the code of {node.name} in faces/{path.name}"
-                hashes[name] = hash_source(ast.unparse(node))
+                hashes[name] = _hash_tree(node)
             else:
-                others.append(ast.unparse(node))
-        hashes[f"the constants of faces/{path.name}"] = hash_source("\n".join(others))
+                others.append(node)
+        constants = _hash_tree(ast.Module(others, []))
+        hashes[f"the code of faces/{path.name} outside of functions"] = constants
     return hashes

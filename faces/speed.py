@@ -110,11 +110,17 @@ class FreeCores:
     cores are several times slower than one. Where the variable ``OMP_NUM_THREADS`` is set, it
     decides. As a context manager it watches the processor for half a second, and sets the number of
     threads back at the end; ``look`` takes in what happened since the last look.
+
+    Args:
+        is_asked: False leaves the number of threads as it is.
     """
+
+    def __init__(self, is_asked: bool = True) -> None:
+        self._is_asked = is_asked
 
     def __enter__(self) -> FreeCores:
         self.most = torch.get_num_threads()
-        self._is_asked = self.most > 1 and "OMP_NUM_THREADS" not in os.environ
+        self._is_asked &= self.most > 1 and "OMP_NUM_THREADS" not in os.environ
         if self._is_asked:
             self._seen = self._read()
             time.sleep(0.5)
@@ -126,7 +132,7 @@ class FreeCores:
 
     def look(self) -> None:
         """Set the number of threads to that of the cores that others have left since last time."""
-        if not self._is_asked:
+        if not self._is_asked or time.monotonic() < self._seen[0] + 0.4:  # clocks tick every 10 ms
             return
         before, self._seen = self._seen, self._read()
         seconds, n_free = (now - then for now, then in zip(self._seen, before, strict=True))

@@ -55,7 +55,7 @@ from faces.show import image_grid
 from faces.speed import FreeCores
 
 Results = dict[str, list[Any]]  # "samples" and "measures" of each epoch
-_OF_THE_DEVICE = {"params", "capturable", "fused", "foreach"}  # of an optimizer's options
+_LEFT_OUT = {"params", "capturable", "fused", "foreach", "lr", "initial_lr"}  # of its options
 _MAY_CHANGE = {"n_epochs", "resume", "skip_broken"}  # from one start of a run to the next
 
 
@@ -163,7 +163,7 @@ class Run:
             self._is_complete = False  # whether the epoch has come to its end
             self._is_last = False  # whether no other comes after it
             stack.enter_context(self._locked())
-            self._cores = stack.enter_context(FreeCores())
+            self._cores = stack.enter_context(FreeCores(self._device.type == "cpu"))
             self._resume()
             self._is_last = self._steps.epoch >= n_epochs
             self._line = stack.enter_context(_LiveLine(n_epochs))
@@ -193,8 +193,7 @@ class Run:
     def epochs(self) -> Iterator[int]:
         """Count the epochs that are still to do, from 1; end early if the run is to stop."""
         while not self._is_last:
-            if self._device.type == "cpu":
-                self._cores.look()
+            self._cores.look()
             yield self._steps.epoch + 1
 
     def batches(
@@ -342,12 +341,15 @@ class Run:
 
 
 def _describe(optimizer: torch.optim.Optimizer) -> str:
-    """An optimizer's class and options, but for those that are of the device."""
-    groups = [
-        {n: float(v) if n == "lr" else v for n, v in group.items() if n not in _OF_THE_DEVICE}
+    """An optimizer's class and options, but for those that are of the device.
+
+    The rate is the one that it was made with: a training may change it, or its type.
+    """
+    options = [
+        {name: value for name, value in group.items() if name not in _LEFT_OUT}
         for group in optimizer.param_groups
     ]
-    return f"{type(optimizer).__name__} {groups}"
+    return f"{type(optimizer).__name__} lr={float(optimizer.defaults['lr'])} {options}"
 
 
 class _Steps:
@@ -413,7 +415,8 @@ class _Steps:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         losses = torch.tensor(self.losses, dtype=torch.float64)
-        return {"epoch": self.epoch, "batch": self.batch, "losses": losses}
+        counts = {"epoch": self.epoch, "batch": self.batch, "n_steps": len(self)}
+        return counts | {"losses": losses}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from what a checkpoint has."""

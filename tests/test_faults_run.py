@@ -272,7 +272,7 @@ def test_other_code_in_the_package_is_named_with_the_way_back(tmp_path, monkeypa
     assert [line.split(":")[0].strip() for line in lines] == [
         "the code of apply_idea in faces/notebook.py",
         "the code of ita in faces/properties.py",
-        "the constants of faces/speed.py",
+        "the code of faces/speed.py outside of functions",
     ]
     assert all(re.search(r": '\w{12}' there, '\w{12}' now$", line) for line in lines)
 
@@ -334,3 +334,40 @@ def test_another_optimizer_is_named(tmp_path, change):
     notebook.d_optimizer = torch.optim.Adam(notebook.D.parameters(), **options | {"fused": False})
     if change == "class":  # how it steps is of the device
         train(notebook, 2)
+
+
+def test_a_rate_that_fell_while_it_trained_does_not_refuse_the_run(tmp_path):
+    notebook = prepare(tmp_path)
+    schedulers = [
+        torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+        for optimizer in (notebook.d_optimizer, notebook.g_optimizer)
+    ]
+    train(notebook, 1)
+    for scheduler in schedulers:
+        scheduler.step()
+    group = notebook.d_optimizer.param_groups[0]
+    group["lr"] = torch.tensor(group["lr"])  # as a recorded step makes it
+    notebook.run = Run(tmp_path)
+    train(notebook, 2)
+
+
+def test_a_number_that_the_code_counts_is_no_setting(tmp_path):
+    source = (
+        "calls = 0\n\n\ndef scale(x):\n    global calls\n    calls += 1\n    return 2 * x - 1\n"
+    )
+    namespace = {"__name__": "counting"}
+    path = tmp_path / "counting.py"
+    path.write_text(source)
+    exec(compile(source, str(path), "exec"), namespace)
+    assert hash_functions(namespace["scale"]).keys() == {"the code of scale"}
+
+
+def test_a_run_whose_epochs_had_unequal_numbers_of_steps_is_resumed(tmp_path, capsys):
+    train(prepare(tmp_path, n_images=40), 1)
+    notebook = prepare(tmp_path, n_images=40)
+    fewer = iter([True, False, False, False, False])
+    batches = notebook.run.batches
+    notebook.run.batches = lambda *args: (b for b in batches(*args) if not next(fewer, False))
+    train(notebook, 2)
+    train(prepare(tmp_path, n_images=40), 3)
+    assert "2 epochs are done" in capsys.readouterr().out

@@ -460,3 +460,9 @@ def test_batch_norm_has_the_statistics_of_the_averaged_weights(tmp_path):
         assert torch.allclose(block[1].running_mean, features.mean((0, 2, 3)), atol=1e-3)
         assert torch.allclose(block[1].running_var, features.var((0, 2, 3)), rtol=1e-2)
         x = block(x)
+
+
+def test_an_idea_of_ones_own_is_found_where_the_notebook_was_started(tmp_path, monkeypatch):
+    monkeypatch.setattr("faces.notebook._START", tmp_path)
+    (tmp_path / "mine.py").write_text('"""Mine: nothing."""\ndef modify(D, G):\n    pass\n')
+    assert hash_ideas("mine.py").keys() == {"mine.py"}  # from another working directory

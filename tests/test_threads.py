@@ -65,6 +65,20 @@ def test_a_neighbour_of_a_moment_costs_a_moment(machine):
     assert torch.get_num_threads() == 4
 
 
+def test_a_look_just_after_another_says_nothing(machine, capsys):
+    with FreeCores() as cores:
+        machine.seconds += 0.001  # the counters of a processor tick every hundredth of a second
+        cores.look()
+        assert torch.get_num_threads() == 4 and capsys.readouterr().out == ""
+
+
+def test_other_devices_leave_the_threads_as_they_are(machine):
+    machine.n_busy = 4
+    with FreeCores(is_asked=False) as cores:
+        cores.look()
+        assert torch.get_num_threads() == 4
+
+
 def test_the_users_own_number_of_threads_stays(machine, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     machine.n_busy = 4
