@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import zipfile
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from types import ModuleType
@@ -13,13 +14,16 @@ from typing import Any
 
 import torch
 from filelock import BaseFileLock, Timeout
-from torch import Tensor
+from torch import Tensor, nn
 
 from faces.files import acquire_lock, atomic_write, check_writable, remove_unfinished
+from faces.notebook import hash_run
 from faces.parallel import from_main_process, print_main
 
 # The latest checkpoint, and the one before it.
 CHECKPOINTS = ("checkpoint.pt", "checkpoint-before.pt")
+_MAY_CHANGE = {"n_epochs", "resume", "skip_broken"}  # settings, from one start to the next
+_LEFT_OUT = {"params", "capturable", "fused", "foreach", "lr", "initial_lr"}  # of an optimizer
 # What each of them has; "parts" are states of networks and optimizers, and tensors.
 _ENTRIES = {"settings": dict, "parts": dict, "results": dict, "random": dict}
 _ENTRIES |= {"order": int, "epoch": int, "batch": int, "n_steps": int, "losses": Tensor}
@@ -181,6 +185,36 @@ def is_finite(state: Any) -> bool:
         return bool(state.isfinite().all())
     parts = state.values() if isinstance(state, dict) else state
     return not isinstance(state, (dict, list, tuple)) or all(map(is_finite, parts))
+
+
+def identify_run(
+    settings: dict[str, Any], train: Callable[..., Any], parts: dict[str, Any]
+) -> dict[str, Any]:
+    """Gather what must be the same for a run to be resumed, by the names that a refusal shows.
+
+    Args:
+        settings: those of the run; "n_epochs", "resume" and "skip_broken" may change.
+        train: the notebook's function that trains; see ``hash_run`` for the code that counts.
+        parts: networks, whose classes count, and optimizers, whose classes and options do.
+    """
+    identity = {name: v for name, v in settings.items() if name not in _MAY_CHANGE}
+    networks = {type(part) for part in parts.values() if isinstance(part, nn.Module)}
+    classes = {c for network in networks for c in network.__mro__}
+    identity |= hash_run(train, sorted(classes, key=str), settings)
+    optimizers = {n: p for n, p in parts.items() if isinstance(p, torch.optim.Optimizer)}
+    return identity | {f"the optimizer {name}": _describe(p) for name, p in optimizers.items()}
+
+
+def _describe(optimizer: torch.optim.Optimizer) -> str:
+    """An optimizer's class and options, but for those that are of the device.
+
+    The rate is the one that it was made with: a training may change it, or its type.
+    """
+    options = [
+        {name: value for name, value in group.items() if name not in _LEFT_OUT}
+        for group in optimizer.param_groups
+    ]
+    return f"{type(optimizer).__name__} lr={float(optimizer.defaults['lr'])} {options}"
 
 
 def resume(

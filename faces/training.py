@@ -31,6 +31,7 @@ from faces.checkpoints import (
     CHECKPOINTS,
     choose_folder,
     get_random_states,
+    identify_run,
     is_finite,
     lock_folder,
     read_checkpoint,
@@ -42,7 +43,6 @@ from faces.checkpoints import (
 from faces.files import atomic_write
 from faces.generator import write_weights
 from faces.images import to_uint8
-from faces.notebook import hash_run
 from faces.parallel import (
     Progress,
     check_agreement,
@@ -55,8 +55,6 @@ from faces.show import image_grid
 from faces.speed import FreeCores
 
 Results = dict[str, list[Any]]  # "samples" and "measures" of each epoch
-_LEFT_OUT = {"params", "capturable", "fused", "foreach", "lr", "initial_lr"}  # of its options
-_MAY_CHANGE = {"n_epochs", "resume", "skip_broken"}  # from one start of a run to the next
 
 
 class Run:
@@ -130,7 +128,7 @@ class Run:
             settings: stored with the weights, so that the network can be built again. A run resumes
                 only with the same ones, but for "n_epochs", "resume" and "skip_broken".
             train: the function that trains. A run resumes only with the same code, see
-                ``hash_run``.
+                ``identify_run``.
             discriminator_loss: D's loss, see ``discriminator_loss_bounds``.
 
         Raises:
@@ -147,14 +145,9 @@ class Run:
             self._stop.listen()
             self.n_epochs, self._print_every, self._parts = n_epochs, print_every, parts
             self._device = next(parts["G_ema"].parameters()).device
-            self._settings = {name: v for name, v in settings.items() if name not in _MAY_CHANGE}
-            networks = {type(part) for part in parts.values() if isinstance(part, nn.Module)}
-            classes = {c for network in networks for c in network.__mro__}
-            self._hashes = hash_run(train, sorted(classes, key=str), settings)
-            for name, part in parts.items():
-                if isinstance(part, torch.optim.Optimizer):
-                    self._hashes[f"the optimizer {name}"] = _describe(part)
-            check_agreement(self._settings | self._hashes)
+            self._identity = identify_run(settings, train, parts)
+            self._settings = {n: v for n, v in settings.items() if n in self._identity}
+            check_agreement(self._identity)
             self.loss_bounds = discriminator_loss_bounds(discriminator_loss)
             self._steps = _Steps(self.folder)
             self.losses = self._steps.losses
@@ -285,7 +278,7 @@ class Run:
 
     def _resume(self) -> None:
         """Resume from the checkpoint; without one, choose the order of the images."""
-        state = resume(self.folder, self._parts, self._settings | self._hashes, self.n_epochs)
+        state = resume(self.folder, self._parts, self._identity, self.n_epochs)
         if state is None:
             self._random = None
             self._order = int(torch.randint(2**62, ()))
@@ -302,7 +295,7 @@ class Run:
 
         The samples of the epochs from ``since`` on, by default the last one, become image files.
         """
-        state = {"settings": self._settings | self._hashes, "parts": state_dict(self._parts)}
+        state = {"settings": self._identity, "parts": state_dict(self._parts)}
         state |= {"results": self._results, "order": self._order, "random": random_states}
         try:
             save_checkpoint(self.folder, state | self._steps.state_dict())
@@ -338,18 +331,6 @@ class Run:
     ) -> None:
         with atomic_write(self.folder / name) as path, open(path, "w", newline="") as file:
             csv.writer(file).writerows([header, *rows])
-
-
-def _describe(optimizer: torch.optim.Optimizer) -> str:
-    """An optimizer's class and options, but for those that are of the device.
-
-    The rate is the one that it was made with: a training may change it, or its type.
-    """
-    options = [
-        {name: value for name, value in group.items() if name not in _LEFT_OUT}
-        for group in optimizer.param_groups
-    ]
-    return f"{type(optimizer).__name__} lr={float(optimizer.defaults['lr'])} {options}"
 
 
 class _Steps:
