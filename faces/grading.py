@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import ast
 import builtins
+import copy
 import csv
 import ctypes
 import dis
@@ -108,8 +109,9 @@ def _pieces(where: str, source: str) -> Iterator[_Piece]:
     try:
         tree = ast.parse(source)
     except SyntaxError:  # it may have commands of IPython: %matplotlib inline, files = !ls, help?
-        magic = r"^(\s*)(\w+ *= *)?(!|%%?(?=\w)|% (?=matplotlib)|\?|[\w.]+\?+$).*"
-        source = re.sub(magic, r"\1pass", source, flags=re.MULTILINE)
+        magic = r"^(\s*)(\w+ *= *)?(!|%%?(?=\w)|% (?=matplotlib)|\?|[\w.]+\?+$)(?:.*\\\n)*.*"
+        as_long = lambda found: f"{found[1]}pass" + "\n" * found[0].count("\n", len(found[1]))  # noqa: E731
+        source = re.sub(magic, as_long, source, flags=re.MULTILINE)
         tree = ast.parse(source)
     linecache.cache[where] = (len(source), None, source.splitlines(True), where)
     lines = source.splitlines()
@@ -184,6 +186,10 @@ def load_solution(
             line = f"line {error.lineno} ({(error.text or '').strip()[:200]})"
             message = f"{where} does not run: SyntaxError: {error.msg}, {line}."
             module.__broken__.append((would, rubric.Wrong(message)))
+        except (RecursionError, ValueError) as error:  # half a character, a thousand brackets
+            would = set(re.findall(r"^(?:def |class )?(\w+) *(?=[=(:])", source, re.MULTILINE))
+            message = f"{where} does not run: {type(error).__name__}."
+            module.__broken__.append((would, rubric.Wrong(message)))
     end = _first_of_two(pieces)
     module.__again__ = pieces[end].place if end < len(pieces) else ""
     pieces = pieces[:end]
@@ -256,7 +262,10 @@ def find(module: types.ModuleType, name: str) -> Any:
     """Get an object of a notebook by its name, or else an exception that says why it is missing."""
     causes = [error for names, error in module.__broken__ if name in names]
     missing = rubric.NotFound(f"the notebook does not define {name}.")
-    return getattr(module, name, (causes or [missing])[0])
+    found = getattr(module, name, (causes or [missing])[0])
+    if name in vars(module) and isinstance(found, BaseException):
+        return rubric.Wrong(f"{name} is an exception, {type(found).__name__}. Define it.")
+    return found
 
 
 # ------------------------------------------------------------------------- one notebook
@@ -310,6 +319,10 @@ def _replaceable(failed: list[str], module: types.ModuleType) -> list[str]:
     return names
 
 
+def _is_table(name: str, value: Any) -> bool:
+    return type(value) in (dict, list, set) and not (name.startswith("__") and name != "__all__")
+
+
 def _watch() -> Callable[[], str]:
     """Note what the verdicts hang on; return what mends it, and names the first that changed."""
     ours = (rubric, sys.modules[__name__])
@@ -323,6 +336,7 @@ def _watch() -> Callable[[], str]:
             names = ("__code__", "__defaults__", "__kwdefaults__")
             state += [(f, name, getattr(f, name)) for name in names]
     known = {owner: {*vars(owner)} for owner in owners}
+    tables = {id(v): (name, v, copy.copy(v)) for _, name, v in state if _is_table(name, v)}
     hooks = [(sys.setprofile, sys.getprofile), (sys.settrace, sys.gettrace)]
     hooked = [get() for _, get in hooks]
 
@@ -341,6 +355,11 @@ def _watch() -> Callable[[], str]:
             if (getattr(owner, name) if is_function else vars(owner).get(name)) is not value:
                 setattr(owner, name, value)
                 changed.append(owner.__name__ if is_function else name)
+        for name, table, before in tables.values():
+            if table != before:
+                table.clear()
+                (table.extend if isinstance(table, list) else table.update)(before)
+                changed.append(name)
         for (set_it, get), before in zip(hooks, hooked, strict=True):
             if get() is not before:
                 set_it(before)
@@ -397,11 +416,15 @@ def grade(path: str | Path) -> Iterator[Result]:
 
 def _judge(module: types.ModuleType, name: str, point: rubric.Point) -> tuple[str, str]:
     """Test a point of a notebook; return the outcome, and the sentence that says why."""
-    outcome, why = rubric.verdict(point, *[find(module, part) for part in point.names])
+    try:
+        outcome, why = rubric.verdict(point, *[find(module, part) for part in point.names])
+    except BaseException as error:  # such as KeyboardInterrupt, which the notebook's code raises
+        return "FAILED", f"{name}: the code stopped with {type(error).__name__}."
     if undefined := re.search(r"NameError: name '(\w+)' is not defined", why):
-        cause = find(module, undefined[1])
-        if not isinstance(cause, rubric.NotFound):
-            outcome, why = cause.outcome, f"{name}: {undefined[1]} is missing, {cause}"
+        causes = [error for names, error in module.__broken__ if undefined[1] in names]
+        if causes:
+            outcome = rubric.OUTCOMES[type(causes[0])]
+            why = f"{name}: {undefined[1]} is missing, {causes[0]}"
     return outcome, why
 
 
@@ -450,6 +473,8 @@ def _grade_alone(
     sys.path[:] = [place for place in sys.path if Path(place or ".").resolve() not in hidden]
     tempfile.tempdir = folder
 
+    code = 1
+
     def send(result: Result) -> None:
         with open(results, "ab") as file:
             file.write(("\t".join([secret, *result]) + "\n").encode(errors="replace"))
@@ -459,12 +484,14 @@ def _grade_alone(
         os.chdir(tempfile.mkdtemp())
         for result in grade(copy):
             send(result)
+        code = 0
     except (OSError, RecursionError, ValueError) as error:
         for point in rubric.POINTS:
             why = f"it cannot be read as a notebook: {error}"
             send(Result(point, "FAILED", _one_line(why)))
+        code = 0
     finally:
-        os._exit(0)  # without exit handlers, whatever its threads do
+        os._exit(code)  # without exit handlers, whatever its threads do
 
 
 def _copy(path: Path, others: set[Path], folder: Path) -> Path:
@@ -476,11 +503,13 @@ def _copy(path: Path, others: set[Path], folder: Path) -> Path:
     is_alone = [p for p in notebooks if p.suffix == ".ipynb"] == [path]
     copy, todo = folder / path.name, [path]
     shutil.copyfile(path, copy)
-    beside = {file.stem: [file] for file in path.parent.glob("*.py") if file != path}
+    scripts = (file for file in path.parent.glob("*.py") if file != path and file.is_file())
+    beside = {file.stem: [file] for file in scripts}
     folders = {file.parent for file in path.parent.glob("[!.]*/*.py")}
-    beside |= {place.name: [*place.rglob("*.py")] for place in folders}
+    beside |= {place.name: [*filter(Path.is_file, place.rglob("*.py"))] for place in folders}
     while todo:
-        lines = re.findall(r"\b(?:from|import)\b[^\n\\]*", _text(todo.pop(), "replace"))
+        text = "\n".join(source for _, source in _cells(todo.pop()))
+        lines = re.findall(r"\b(?:from|import)\b[^\n\\]*", text)
         for name in beside.keys() & re.findall(r"\w+", " ".join(lines)):
             files = beside.pop(name)
             theirs = [_text(file, "replace") for file in files if file in others]
@@ -592,7 +621,7 @@ def _notebooks(path: Path) -> list[Path]:
         try:
             if not file.is_file() or file.suffix == ".ipynb":
                 return file.is_file()
-            return bool(part.search(_text(file, "replace")))
+            return file.stat().st_size < 10**7 and bool(part.search(_text(file, "replace")))
         except OSError:
             return True  # its owner has to hear that it cannot be read
 

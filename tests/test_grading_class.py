@@ -207,7 +207,7 @@ PATCHES = {  # what a wrong scale replaces; its name
     "grading.Result.__new__ = lambda kind, *fields: ('scale', 'PASSED', '', '')": "__new__",
     "rubric.abs = lambda value: 0 * value": "abs",
     "sys.setprofile(lambda *event: None)": "setprofile",
-    "rubric.POINTS['scale'] = rubric.POINTS['scale']._replace(test=lambda s: iter(()))": "",
+    "rubric.POINTS['scale'] = rubric.POINTS['scale']._replace(test=lambda s: iter(()))": "POINTS",
 }
 
 
