@@ -56,7 +56,6 @@ def choose_folder(path: str | Path | int, resume: bool) -> tuple[Path, BaseFileL
             except RuntimeError:
                 if resume:
                     raise
-    raise AssertionError("unreachable")
 
 
 def _holds_files(folder: Path) -> bool:

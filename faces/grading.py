@@ -55,7 +55,7 @@ except ImportError:  # Windows has no limits
     _resource = None
 
 import problem_unittests as rubric
-from faces.files import atomic_write, printable
+from faces.files import atomic_write, count_cores, printable
 
 # --------------------------------------------------------------- a notebook on disk
 
@@ -568,7 +568,7 @@ def grade_all(
     """Grade each notebook in a process of its own, on all cores; yield them in the order given."""
     forks = _FORKS and not torch.cuda.is_initialized()
     context = multiprocessing.get_context("fork" if forks else "spawn")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = count_cores()
     before, reals = _children(), {path.resolve() for path in paths}
     waiting, running, done = list(paths), {}, {}
 
@@ -585,7 +585,7 @@ def grade_all(
         stack.callback(lambda: [end(child) for child in list(running)])
         for wanted in paths:
             while wanted not in done:
-                while waiting and len(running) < (cores or 1):
+                while waiting and len(running) < cores:
                     path, folder, secret = waiting.pop(0), tempfile.mkdtemp(), secrets.token_hex(16)
                     real, results = path.resolve(), Path(private, secrets.token_hex(16))
                     arguments = (real, reals - {real}, folder, gigabytes, results, secret)
