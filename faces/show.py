@@ -18,6 +18,8 @@ from IPython import get_ipython
 from IPython.display import Image as ShownImage
 from IPython.display import display
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 from PIL import Image
 from torch import Tensor, nn
@@ -30,19 +32,29 @@ BLUE, ORANGE, GREY, DARK = "#9ecae1", "#fdd0a2", "#555555", "#333333"
 # ------------------------------------------------------------------------ images
 
 
-def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
+def image_grid(images: np.ndarray, columns: int, scale: int = 1) -> np.ndarray:
     """Lay images out row by row on white.
 
     Args:
         images: uint8 array (n, H, W, 3).
         columns: images per row.
+        scale: how many times each image is enlarged, before it is framed.
 
     Returns:
-        uint8 array (rows * (H + 2) + 2, columns * (W + 2) + 2, 3); fewer images than ``columns``
-        make a shorter row, and a single one comes back as it is.
+        uint8 array (rows * (scale * H + 2) + 2, columns * (scale * W + 2) + 2, 3); fewer images
+        than ``columns`` make a shorter row, and a single one has no frame.
     """
-    tensor = torch.from_numpy(images).permute(0, 3, 1, 2)
+    tensor = torch.from_numpy(enlarge(images, scale)).permute(0, 3, 1, 2)
     return make_grid(tensor, nrow=columns, padding=2, pad_value=255).permute(1, 2, 0).numpy()
+
+
+def enlarge(images: np.ndarray, scale: int) -> np.ndarray:
+    """Enlarge each image smoothly, uint8 (n, H, W, 3) -> (n, scale * H, scale * W, 3)."""
+    if scale == 1:
+        return images
+    size = (scale * images.shape[2], scale * images.shape[1])
+    larger = [Image.fromarray(each).resize(size, Image.Resampling.BICUBIC) for each in images]
+    return np.stack(larger)
 
 
 def show_images(
@@ -50,25 +62,30 @@ def show_images(
     columns: int = 8,
     path: str | Path | None = None,
     row_labels: list[str] | None = None,
+    column_labels: list[str] | None = None,
 ) -> None:
-    """Show images in rows, and save the figure.
+    """Show images in rows, each enlarged to fill the page's width, and save the figure.
 
     Args:
         images: uint8 array (n, H, W, 3).
         columns: images per row.
         path: where to save the figure, if anywhere.
         row_labels: a text for each row.
+        column_labels: a text for each column.
     """
-    grid = image_grid(images, columns)
+    grid = image_grid(images, columns, scale=max(1, round(1000 / columns / images.shape[2])))
     rows = math.ceil(len(images) / columns)
     size = (10, 10 * grid.shape[0] / grid.shape[1])  # inches
     figure, axes = plt.subplots(figsize=size, layout="constrained")
     figure.get_layout_engine().set(w_pad=0, h_pad=0)
-    axes.imshow(grid, interpolation="bicubic")
+    axes.imshow(grid)
     axes.set(xticks=[], yticks=[], frame_on=False)
+    axes.tick_params(length=0, labelsize=12)
     if row_labels is not None:
         axes.set_yticks((np.arange(rows) + 0.5) * grid.shape[0] / rows, row_labels)
-        axes.tick_params(length=0)
+    if column_labels is not None:
+        axes.xaxis.tick_top()
+        axes.set_xticks((np.arange(columns) + 0.5) * grid.shape[1] / columns, column_labels)
     show_figure(path)
 
 
@@ -88,29 +105,64 @@ def show_figure(path: str | Path | None = None) -> None:
     plt.show()
 
 
-def show_animation(
-    frames: np.ndarray, path: str | Path, milliseconds: int = 300, columns: int = 8
+def animate_points(
+    real: np.ndarray, frames: np.ndarray, titles: list[str], path: str | Path | None = None
 ) -> None:
-    """Save images as an endless GIF, and show them moving, both at twice their size.
+    """Show how generated points move over real ones, as an animation.
+
+    Args:
+        real: float array (n, 2).
+        frames: generated points at several moments, float array (moments, m, 2).
+        titles: a text for each moment.
+        path: of a GIF, if it is to be saved.
+    """
+    pictures = []
+    for fakes, title in zip(frames, titles, strict=True):
+        figure = Figure(figsize=(3.2, 3.2), dpi=100, layout="constrained")
+        draw_points(figure.subplots(), real, fakes, title)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        pictures.append(np.asarray(canvas.buffer_rgba())[..., :3])
+    show_animation(np.stack(pictures), path, scale=1)
+
+
+def draw_points(axes: Axes, real: np.ndarray, fakes: np.ndarray, title: str) -> None:
+    """Draw generated points over real ones, float arrays (n, 2) and (m, 2)."""
+    axes.scatter(*real.T, s=6, color="#bbbbbb", label="real")
+    axes.scatter(*fakes.T, s=6, color="C1", label="fake")
+    side = max(1.6, 1.1 * np.abs(fakes).max())  # what runs away stays in sight
+    axes.set(title=title, xlim=(-side, side), ylim=(-side, side), aspect="equal")
+    axes.legend(loc="center", frameon=False)
+
+
+def show_animation(
+    frames: np.ndarray,
+    path: str | Path | None = None,
+    milliseconds: int = 300,
+    columns: int = 8,
+    scale: int = 2,
+) -> None:
+    """Show images moving, endlessly, and save them as a GIF if there is a path.
 
     What is shown is an animated PNG, which moves wherever a notebook's images are shown; a plain
     script only writes the file.
 
     Args:
         frames: uint8 array (frames, H, W, 3), or (frames, n, H, W, 3) for n images in each.
-        path: of the GIF.
+        path: of the GIF, if it is to be saved.
         milliseconds: how long each is shown; the last one is held for six times as long.
         columns: images per row, where a frame has several.
+        scale: how many times they are enlarged.
     """
     if frames.ndim == 5:
         frames = np.stack([image_grid(images, columns) for images in frames])
     height, width = frames.shape[1:3]
-    stills = [Image.fromarray(frame) for frame in frames]
-    larger = [p.resize((2 * width, 2 * height), Image.Resampling.BICUBIC) for p in stills]
     durations = [milliseconds] * (len(frames) - 1) + [6 * milliseconds]
     options = {"save_all": True, "duration": durations, "loop": 0}
-    with atomic_write(Path(path)) as temporary:
-        larger[0].save(temporary, append_images=larger[1:], **options)
+    if path is not None:
+        larger = [Image.fromarray(frame) for frame in enlarge(frames, scale)]
+        with atomic_write(Path(path)) as temporary:
+            larger[0].save(temporary, append_images=larger[1:], **options)
     if get_ipython() is not None:
         strip = Image.fromarray(np.concatenate(frames))
         settled = strip.width * strip.height // 20  # pixels that still change their colour
@@ -119,10 +171,14 @@ def show_animation(
         colored = [strip.crop((0, top, width, top + height)) for top in tops]
         buffer = io.BytesIO()
         colored[0].save(buffer, "PNG", append_images=colored[1:], **options)
-        display(ShownImage(buffer.getvalue(), format="png", width=2 * width))
+        display(ShownImage(buffer.getvalue(), format="png", width=scale * width))
 
 
 # ------------------------------------------------------------------------ networks
+
+
+# What is drawn or listed beside the layers with weights, in words.
+_BESIDE = {nn.BatchNorm2d: "batch norm", nn.LeakyReLU: "leaky ReLU", nn.ReLU: "ReLU"}
 
 
 class _Layer(NamedTuple):
@@ -135,7 +191,7 @@ class _Layer(NamedTuple):
 
 
 def _run_layers(network: nn.Module, example: Tensor) -> list[_Layer]:
-    """List a network's layers with weights, batch norms too, in the order in which they run."""
+    """List a network's layers in the order in which they run, those of ``_BESIDE`` too."""
     layers: list[_Layer] = []
 
     def note(name: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
@@ -144,7 +200,7 @@ def _run_layers(network: nn.Module, example: Tensor) -> list[_Layer]:
 
     network = copy.deepcopy(network).eval()  # the given one stays as it is
     for name, module in network.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm2d)):
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, *_BESIDE)):
             module.register_forward_hook(partial(note, name))
     with torch.no_grad():
         network(example)
@@ -174,7 +230,7 @@ def layer_table(network: nn.Module, example: Tensor) -> str:
         if isinstance(module, nn.BatchNorm2d):
             rows[-1][3] = "yes"
             rows[-1][4] += parameters
-        else:
+        elif type(module) not in _BESIDE:
             sizes = _size_text(size_in), _size_text(size_out)
             rows.append([type(module).__name__, *sizes, "-", parameters])
     rows.append(["total", "", "", "", sum(p.numel() for p in network.parameters())])
@@ -187,7 +243,7 @@ def draw_network(network: nn.Module, example: Tensor, path: str | Path | None = 
     """Draw a network from its own run, as the DCGAN paper draws its generator (arXiv:1511.06434).
 
     A box is a layer's output: as high and deep as the feature maps' sides, as thick as the square
-    root of their number. An arrow is a convolution or a linear layer.
+    root of their number. An arrow is a convolution or a linear layer, with what follows it.
 
     Args:
         network: the network; its training mode and statistics are left as they are.
@@ -195,21 +251,34 @@ def draw_network(network: nn.Module, example: Tensor, path: str | Path | None = 
         path: where to save the figure, if anywhere.
     """
     run = _run_layers(network, example)
-    layers = [layer for layer in run if not isinstance(layer.module, nn.BatchNorm2d)]
-    sizes = [layers[0].size_in]  # of what lies between two layers, before or after a flattening
-    sizes += [max(a.size_out, b.size_in, key=len) for a, b in pairwise(layers)]
-    sizes.append(layers[-1].size_out)
-    pixel = 1.6 / max((side for size in sizes for side in size[1:]), default=1)  # inches
-    boxes = [_box(size, pixel) for size in sizes]
+    layers: list[_Layer] = []
+    beside: list[list[str]] = []  # of each layer: batch norm, an activation
+    for layer in run:
+        if type(layer.module) in _BESIDE:
+            beside[-1].append(_BESIDE[type(layer.module)])
+        else:
+            layers.append(layer)
+            beside.append([])
+    sizes = [_size_text(layers[0].size_in)]  # of what lies between two layers
+    shapes = [layers[0].size_in]
+    for a, b in pairwise(layers):
+        flat = [a.size_out, b.size_in] if len(a.size_out) != len(b.size_in) else [a.size_out]
+        sizes.append("\n= ".join(map(_size_text, flat)))  # before and after a flattening
+        shapes.append(max(flat, key=len))
+    sizes.append(_size_text(layers[-1].size_out))
+    shapes.append(layers[-1].size_out)
+    pixel = 1.6 / max((side for shape in shapes for side in shape[1:]), default=1)  # inches
+    boxes = [_box(shape, pixel) for shape in shapes]
     taken = sum(thickness + depth for thickness, _, depth in boxes)
-    gap = max(0.95, (9.4 - taken) / len(layers))
-    axes = _sheet(taken + len(layers) * gap + 0.6, 2.7)
-    left, middle = 0.3, 1.5
-    for i, (size, (thickness, height, depth)) in enumerate(zip(sizes, boxes, strict=True)):
+    gap = max(1.05, (9.4 - taken) / len(layers))
+    axes = _sheet(taken + len(layers) * gap + 0.6, 3)
+    left, middle = 0.3, 1.7
+    for i, (text, shape, box) in enumerate(zip(sizes, shapes, boxes, strict=True)):
+        thickness, height, depth = box
         bottom, end = middle - (height + depth) / 2, left + thickness + depth
         corner, along = np.array([left, bottom]), np.array([thickness, 0])
         up, back = np.array([0, height]), np.array([depth, depth])
-        color = BLUE if len(size) == 3 else ORANGE
+        color = BLUE if len(shape) == 3 else ORANGE
         for start, a, b, alpha in (
             (corner, along, up, 1.0),  # front
             (corner + up, along, back, 0.5),  # top
@@ -217,15 +286,16 @@ def draw_network(network: nn.Module, example: Tensor, path: str | Path | None = 
         ):
             corners = [start, start + a, start + a + b, start + b]
             axes.add_patch(Polygon(corners, facecolor=color, edgecolor=DARK, lw=0.7, alpha=alpha))
-        below = min(bottom - 0.08, middle - 0.27)  # also below an arrow's text
-        axes.text((left + end) / 2, below, _size_text(size), ha="center", va="top", fontsize=9)
+        below = min(bottom - 0.08, middle - 0.75)  # also below an arrow's text
+        axes.text((left + end) / 2, below, text, ha="center", va="top", fontsize=10)
         if i < len(layers):
             _arrow(axes, (end + 0.06, middle), (end + gap - 0.06, middle))
             center, module, how = end + gap / 2, layers[i].module, "linear"
             if not isinstance(module, nn.Linear):
                 how = "{}x{}, stride {}".format(*module.kernel_size, module.stride[0])
-            axes.text(center, middle + 0.07, layers[i].name, ha="center", fontsize=9)
-            axes.text(center, middle - 0.07, how, ha="center", va="top", fontsize=7.5, color=GREY)
+            axes.text(center, middle + 0.07, layers[i].name, ha="center", fontsize=10)
+            how = "\n".join([how, *beside[i]])
+            axes.text(center, middle - 0.07, how, ha="center", va="top", fontsize=9, color=DARK)
         left = end + gap
     show_figure(path)
 
