@@ -289,7 +289,7 @@ class TrainingPicture:
     """A picture of a training in Jupyter, renewed in place; its last state stays in the notebook.
 
     A terminal, a script, and all processes but the main one show nothing. If drawing fails, one
-    line says so, and the training goes on without a picture.
+    line says so, and the training continues without a picture.
 
     Attributes:
         is_shown: whether there is a picture.
@@ -324,7 +324,7 @@ class TrainingPicture:
         except Exception as error:  # whatever it is, hours of training count for more
             self.is_shown = False
             reason = f"{type(error).__name__}: {error}"
-            print_main(f"Warning, the training goes on without its picture ({reason})")
+            print_main(f"Warning, the training continues without its picture ({reason})")
         self._is_due_at = time.monotonic() + self.PAUSE
 
 
