@@ -197,7 +197,7 @@ class NotebookTraining:
             notebook.celeba_train_loader = loader
         with tempfile.TemporaryDirectory() as folder:
             notebook.run = Run(Path(folder) / "run")
-            notebook.train(notebook.D, notebook.G, n_epochs, print_every=10**9)
+            notebook.train(notebook.D, notebook.G, n_epochs)
 
 
 # ------------------------------------------------------------------------------- throughput

@@ -1,11 +1,13 @@
-"""What the lesson shows: images in grids, figures, animations; networks as tables and drawings."""
+"""What the lesson shows: images, animations, networks as tables and drawings, a training."""
 
 from __future__ import annotations
 
+import base64
 import copy
 import io
 import math
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -15,8 +17,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from IPython import get_ipython
+from IPython.display import DisplayHandle, display
 from IPython.display import Image as ShownImage
-from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -26,6 +28,7 @@ from torch import Tensor, nn
 from torchvision.utils import make_grid
 
 from faces.files import atomic_write
+from faces.parallel import is_main_process, print_main
 
 BLUE, ORANGE, GREY, DARK = "#9ecae1", "#fdd0a2", "#555555", "#333333"
 
@@ -323,3 +326,164 @@ def _sheet(width: float, height: float) -> Axes:
 def _arrow(axes: Axes, start: tuple, end: tuple) -> None:
     style = {"arrowstyle": "-|>", "color": DARK, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", end, start, arrowprops=style)
+
+
+# ------------------------------------------------------------------------ a training
+
+
+class TrainingState(NamedTuple):
+    """What the picture of a training shows.
+
+    Attributes:
+        epoch: the epoch that was trained last, from 1.
+        n_epochs: how many there are to be.
+        samples: faces, uint8 (n, H, W, 3).
+        losses: one (d_loss, g_loss) a step, from the first step on.
+        loss_at_chance: D's loss where it only guesses; NaN if nobody knows.
+        distances: of each complete epoch.
+        baseline: the least and the largest distance of training images; None if nobody knows.
+    """
+
+    epoch: int
+    n_epochs: int
+    samples: np.ndarray
+    losses: Sequence[tuple[float, float]]
+    loss_at_chance: float
+    distances: Sequence[float]
+    baseline: tuple[float, float] | None
+
+
+class TrainingPicture:
+    """A picture of a training in Jupyter, renewed in place; its last state stays in the notebook.
+
+    A terminal, a script, and all processes but the main one show nothing. If drawing fails, one
+    line says so, and the training continues without a picture.
+
+    Attributes:
+        is_shown: whether there is a picture.
+    """
+
+    PAUSE = 2.0  # seconds at least from one picture to the next, so that drawing costs little
+
+    def __init__(self) -> None:
+        self.is_shown = hasattr(get_ipython(), "kernel") and is_main_process()
+        self._handle: DisplayHandle | None = None
+        self._is_due_at = -math.inf
+
+    def show(self, observe: Callable[[], TrainingState], at_once: bool) -> None:
+        """Draw the picture anew.
+
+        Args:
+            observe: returns what to draw; it is called only if something is drawn.
+            at_once: False leaves the picture as it is if it was drawn just before.
+        """
+        if not self.is_shown or (time.monotonic() < self._is_due_at and not at_once):
+            return
+        try:
+            state = observe()
+            text = describe_training(state)
+            png = base64.b64encode(draw_training(state)).decode()
+            output = {"image/png": png, "text/plain": text}
+            options = {"raw": True, "metadata": {"image/png": {"alt": text}}}
+            if self._handle is None:
+                self._handle = display(output, display_id=True, **options)
+            else:
+                self._handle.update(output, **options)
+        except Exception as error:  # whatever it is, hours of training count for more
+            self.is_shown = False
+            reason = f"{type(error).__name__}: {error}"
+            print_main(f"Warning, the training continues without its picture ({reason})")
+        self._is_due_at = time.monotonic() + self.PAUSE
+
+
+def describe_training(state: TrainingState) -> str:
+    """Say in a sentence what ``draw_training`` shows, for those who cannot see it."""
+    d_loss, g_loss = _smooth(state.losses)[1][-1]
+    text = (
+        f"Epoch {state.epoch} of {state.n_epochs}, after {len(state.losses):,} steps: "
+        f"{len(state.samples)} generated faces, the discriminator's loss ({d_loss:.2f} of late), "
+        f"the generator's loss ({g_loss:.2f})"
+    )
+    if state.distances:
+        text += f", and the distance from photographs after each epoch ({state.distances[-1]:.1f}"
+        if state.baseline is not None:
+            text += ", training images {:.1f} to {:.1f}".format(*state.baseline)
+        text += "; lower is better)"
+    return f"{text}."
+
+
+def draw_training(state: TrainingState) -> bytes:
+    """Draw a training: its faces above; below them the losses and the distances so far.
+
+    Returns:
+        A PNG; nothing is left of the figure.
+    """
+    height, width = (max(96, side) for side in state.samples.shape[1:3])
+    faces = [Image.fromarray(face) for face in state.samples]  # each alone, so no edges blur
+    larger = [face.resize((width, height), Image.Resampling.BICUBIC) for face in faces]
+    grid = image_grid(np.stack([np.asarray(face) for face in larger]), columns=8)
+    grid_height, grid_width = grid.shape[:2]
+    above, below = 30, 270  # pixels
+    size = np.array([max(800, grid_width), above + grid_height + below])
+    figure = Figure(figsize=size / 100, dpi=100)
+    canvas = FigureCanvasAgg(figure)
+    figure.figimage(grid, (size[0] - grid_width) // 2, below)
+    title = f"Epoch {state.epoch} of {state.n_epochs}, after {len(state.losses):,} steps"
+    figure.text(0.5, 1 - above / 2 / size[1], title, ha="center", va="center", fontsize=12)
+    room = dict(bottom=50 / size[1], top=(below - 40) / size[1], left=55 / size[0], wspace=0.17)
+    left, right = figure.subplots(1, 2, gridspec_kw=room | {"right": 1 - 12 / size[0]})
+    _plot_losses(left, state)
+    _plot_distances(right, state)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        above_it = dict(loc="lower left", bbox_to_anchor=(-0.02, 0.99), borderaxespad=0)
+        style = dict(ncols=3, frameon=False, fontsize=9, handlelength=1.4, columnspacing=1.2)
+        axes.legend(**above_it, **style)
+    buffer = io.BytesIO()
+    canvas.print_png(buffer, pil_kwargs={"compress_level": 3})  # twice as fast as 6
+    return buffer.getvalue()
+
+
+def _plot_losses(axes: Axes, state: TrainingState) -> None:
+    steps, means = _smooth(state.losses)
+    chosen = np.linspace(0, len(steps) - 1, min(500, len(steps))).astype(int)
+    names = {"discriminator": "tab:blue", "generator": "tab:orange"}
+    for (name, color), values in zip(names.items(), means[chosen].T, strict=True):
+        axes.plot(steps[chosen], values, color=color, label=name)
+    if math.isfinite(state.loss_at_chance):
+        style = dict(color="grey", linestyle=":", label="if D only guesses")
+        axes.axhline(state.loss_at_chance, **style)
+    axes.set(xlabel="step", ylabel="loss, smoothed", xlim=(0, len(state.losses)))
+    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+    axes.xaxis.get_major_locator().set_params(nbins=6)
+
+
+def _plot_distances(axes: Axes, state: TrainingState) -> None:
+    epochs, top = range(1, len(state.distances) + 1), 1.0
+    axes.plot(epochs, state.distances, ".-", color="tab:blue", label="generated faces")
+    if state.baseline is not None:
+        axes.axhspan(*state.baseline, color="grey", alpha=0.3, label="training images")
+        top = state.baseline[1]
+    if state.distances:  # the first epoch's may be far above all others
+        axes.set_ylim(0, 1.1 * max(*(state.distances[1:] or state.distances), top))
+    else:
+        axes.set(yticks=[])
+        place = dict(transform=axes.transAxes, ha="center", va="center", color=GREY)
+        axes.text(0.5, 0.5, "measured after each epoch", **place)
+    axes.set(xlabel="epoch", ylabel="distance (lower is better)", xlim=(0.5, state.n_epochs + 0.5))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _smooth(losses: Sequence[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Average up to 100 steps at a time.
+
+    Args:
+        losses: n pairs.
+
+    Returns:
+        The middle of each window (m,), in steps, and its means (m, 2).
+    """
+    n = len(losses)
+    window = max(1, min(100, n // 10))
+    sums = np.cumsum([(0.0, 0.0), *losses], axis=0)  # (n + 1, 2)
+    return np.arange(window, n + 1) - window / 2, (sums[window:] - sums[:-window]) / window

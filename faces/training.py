@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,6 +26,7 @@ import torch.distributed as dist
 from filelock import BaseFileLock
 from PIL import Image
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.data import DataLoader
 
 from faces.checkpoints import (
@@ -51,10 +53,11 @@ from faces.parallel import (
     print_main,
     shard,
 )
-from faces.show import image_grid
+from faces.show import TrainingPicture, TrainingState, image_grid
 from faces.speed import FreeCores
 
 Results = dict[str, list[Any]]  # "samples" and "measures" of each epoch
+_PREVIEWS = (50, 100, 200)  # steps of the first epoch after which the picture is drawn too
 
 
 class Run:
@@ -64,7 +67,7 @@ class Run:
     process has ended or another run is made. The loop then goes over ``epochs`` and ``batches``::
 
         run = Run("runs/faces")
-        with run.start(n_epochs, 50, parts, settings, train, discriminator_loss):
+        with run.start(n_epochs, parts, settings, train, discriminator_loss):
             for _ in run.epochs():
                 for images, z in run.batches(loader, sample_z):
                     run.end_batch(*step(images, z))
@@ -76,8 +79,8 @@ class Run:
 
     Attributes:
         folder: where the files go.
-        losses: one (d_loss, g_loss) a step. On a CPU they are read after each step, elsewhere when
-            a line is printed and at the end of an epoch.
+        losses: one (d_loss, g_loss) a step. On a CPU they are read after each step, elsewhere at
+            the end of an epoch, and before where the picture or other processes need them.
         loss_bounds: D's loss at its best and at chance, see ``discriminator_loss_bounds``.
 
     Raises:
@@ -109,7 +112,6 @@ class Run:
     def start(
         self,
         n_epochs: int,
-        print_every: int,
         parts: dict[str, Any],
         settings: dict[str, Any],
         train: Callable[..., Any],
@@ -121,10 +123,10 @@ class Run:
 
         Args:
             n_epochs: number of epochs.
-            print_every: number of batches from one printed line to the next.
             parts: what the training changes, by name: networks, optimizers, tensors. They are
-                brought to the state of the checkpoint, if there is one. "G_ema" is the network that
-                the files of weights are of.
+                brought to the state of the checkpoint, if there is one. "D" and "G" are the
+                networks that compete; "G_ema" draws the faces of the latents "fixed_z", and the
+                files of weights are of it.
             settings: stored with the weights, so that the network can be built again. A run resumes
                 only with the same ones, but for "n_epochs", "resume" and "skip_broken".
             train: the function that trains. A run resumes only with the same code, see
@@ -137,13 +139,11 @@ class Run:
             RuntimeError: if another run writes to the folder.
             FloatingPointError: (while training) if a loss or a weight is no longer finite.
         """
-        if print_every < 1:
-            raise ValueError(f"print_every is {print_every}: it must be at least 1.")
         self._stop = _StopSignals()
         with ExitStack() as stack:
             stack.callback(self._stop.end)
             self._stop.listen()
-            self.n_epochs, self._print_every, self._parts = n_epochs, print_every, parts
+            self.n_epochs, self._parts = n_epochs, parts
             self._device = next(parts["G_ema"].parameters()).device
             self._identity = identify_run(settings, train, parts)
             self._settings = {n: v for n, v in settings.items() if n in self._identity}
@@ -160,6 +160,9 @@ class Run:
             self._resume()
             self._is_last = self._steps.epoch >= n_epochs
             self._line = stack.enter_context(_LiveLine(n_epochs))
+            self._picture, self._evaluator = TrainingPicture(), None
+            if self._steps.epoch:
+                self._show(self._results["samples"][-1].numpy)
             yield self
 
     @contextmanager
@@ -214,11 +217,13 @@ class Run:
         if loader.generator is not None:
             loader.generator.manual_seed(self._order + steps.epoch)
         self._line.begin_epoch(steps.epoch, steps.batch, len(loader))
+        self._batch = None
         for images, _ in itertools.islice(loader, steps.batch, None):
             z = shard(sample_z(len(images)))
             if len(z):
                 self._n_images = len(images)
-                yield shard(images).to(self._device), z.to(self._device)
+                self._batch = shard(images).to(self._device), z.to(self._device)
+                yield self._batch
             elif not steps.batch:
                 raise ValueError("batch_size is smaller than the number of processes: raise it.")
             if self._stop.is_due() and steps.batch < len(loader):
@@ -226,29 +231,37 @@ class Run:
         self._is_complete = True
 
     def end_batch(self, d_loss: Tensor, g_loss: Tensor) -> None:
-        """Note a step's losses (scalar tensors on any device); print them if it is their turn."""
-        prints = self._steps.batch % self._print_every == 0
+        """Note a step's losses, scalar tensors on any device; show the first faces."""
+        is_shared = dist.is_initialized() and self._steps.batch % 200 == 0
         self._steps.add(d_loss, g_loss)
         self._line.step(self._n_images)
-        if prints or d_loss.device.type == "cpu":
+        has_preview = self._picture.is_shown and not dist.is_initialized()
+        has_preview &= self._steps.epoch == 0 and self.n_steps in _PREVIEWS
+        if is_shared or has_preview or d_loss.device.type == "cpu":
             self._stop.all_know = self._steps.read_losses(self._stop.received is not None)
-        if prints:
-            epoch, (d, g) = self._steps.epoch + 1, self.losses[-1]
-            place = f"Epoch [{epoch:5d}/{self.n_epochs:5d}]"
-            print_main(f"{place} | d_loss: {d:6.4f} | g_loss: {g:6.4f}")
+        if has_preview:
+            self._show(self._preview)
 
     def end_epoch(
         self, G_ema: nn.Module, fixed_z: Tensor, evaluator: Callable[[Tensor], dict[str, float]]
     ) -> None:
-        """Draw faces, measure them and write the files; say so if the training seems to fail.
+        """Draw faces, measure them and write the files; print how the epoch went.
+
+        The printed line has the means of both losses over the epoch, and the mean probabilities
+        that D gives to the photographs and to the generated faces of the last batch. Another line
+        says if the training seems to fail.
 
         Args:
             G_ema: draws the faces, (n, 3, H, W) in [-1, 1]; the first 16 are kept as samples.
             fixed_z: latents, the same for each epoch.
-            evaluator: measures the faces.
+            evaluator: measures the faces. If it has a ``baseline`` and a ``std`` of the distance,
+                "swd", the picture shows them.
         """
         self._steps.read_losses()
         self._steps.check_weights(self._parts)
+        losses, line = self.losses[-self._steps.batch :], ""
+        if self._is_complete:
+            line = self._report(losses)
         if is_main_process():
             with torch.no_grad():  # in parts: a thousand at once take gigabytes at 128x128
                 faces = torch.cat([G_ema(part) for part in fixed_z.split(100)])
@@ -259,13 +272,17 @@ class Run:
             }
             if self._is_complete:
                 self._results = results
-                d_losses = [d for d, _ in self.losses[-self._steps.batch :]]
-                self._line.warn(signs_of_failure(d_losses, samples, self.loss_bounds))
         if self._is_complete:
             self._steps.epoch += 1
             self._steps.batch, self._is_complete = 0, False
         self._is_last = self._stop.is_due() or self._steps.epoch >= self.n_epochs
         if is_main_process():
+            self._evaluator = evaluator
+            self._show(lambda: samples, at_once=self._is_last)
+            if line:
+                print_main(line)
+                d_losses = [d for d, _ in losses]
+                self._line.warn(signs_of_failure(d_losses, samples, self.loss_bounds))
             self._save(results, get_random_states(self._device))
         if self._is_last and self._steps.epoch < self.n_epochs:
             place = f"in epoch {self._steps.epoch + 1}, after {self._steps.batch} of its batches"
@@ -273,6 +290,56 @@ class Run:
                 f"Stopped {place}. To resume, run this again with resume = True and "
                 f'output_dir = "{self.folder.as_posix()}".'
             )
+
+    # What is seen of it
+
+    def _report(self, losses: Sequence[tuple[float, float]]) -> str:
+        """Sum up an epoch with these losses in a line; of several processes, all must."""
+        d_loss, g_loss = np.mean(losses, axis=0)
+        place = f"Epoch [{self._steps.epoch + 1:5d}/{self.n_epochs:5d}]"
+        real, fake = self._mean_probabilities()
+        line = f"{place} | d_loss: {d_loss:6.4f} | g_loss: {g_loss:6.4f}"
+        return f"{line} | D(x): {real:.2f} | D(G(z)): {fake:.2f}"
+
+    def _mean_probabilities(self) -> list[float]:
+        """The means of what D gives to the last batch's photographs, and to faces of its latents.
+
+        Those of all processes count. NaN for an epoch that resumed behind its last batch.
+        """
+        if self._batch is None:
+            return [math.nan, math.nan]
+        images, z = self._batch
+        with _without_traces(self._parts["D"], self._parts["G"]) as (D, G):
+            logits = [D(images * 2 - 1), D(G(z))]
+        means = torch.stack([x.float().sigmoid().mean() for x in logits])
+        if dist.is_initialized():
+            dist.all_reduce(means.div_(dist.get_world_size()))
+        return means.tolist()
+
+    def _preview(self) -> np.ndarray:
+        """Draw the samples while batch norm's statistics are not those of the average yet."""
+        with _without_traces(self._parts["G_ema"]) as (G_ema,):
+            return to_uint8(G_ema(self._parts["fixed_z"][:100])[:16, :3])
+
+    def _show(self, draw: Callable[[], np.ndarray], at_once: bool = True) -> None:
+        """Renew the picture, with the samples that ``draw`` returns."""
+
+        def observe() -> TrainingState:
+            baseline = None
+            if hasattr(self._evaluator, "baseline"):
+                mean, std = (getattr(self._evaluator, n)["swd"] for n in ("baseline", "std"))
+                baseline = mean - 2 * std, mean + 2 * std
+            return TrainingState(
+                self._steps.epoch + (self._steps.batch > 0),
+                self.n_epochs,
+                draw(),
+                self.losses,
+                self.loss_bounds[1],
+                [measures["swd"] for measures in self._results["measures"]],
+                baseline,
+            )
+
+        self._picture.show(observe, at_once)
 
     # The files
 
@@ -492,6 +559,32 @@ class _LiveLine(Progress):
         if signs and signs != self._signs:
             print_main(f"Warning, epoch {self._epoch}{signs}")
         self._signs = signs
+
+
+@contextmanager
+def _without_traces(*networks: nn.Module) -> Iterator[list[Callable[[Tensor], Tensor]]]:
+    """Let networks compute as in training, and leave them and all random states as they were.
+
+    Copies of their buffers take what batch norm notes. PyTorch refuses a deep copy of a network
+    that keeps something it computed, as an idea's may.
+    """
+
+    def compute(network: nn.Module, x: Tensor) -> Tensor:
+        buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+        return functional_call(network, buffers, (x.to(next(network.parameters()).dtype),))
+
+    device = next(networks[0].parameters()).device
+    states = get_random_states(device)
+    modes = {module: module.training for network in networks for module in network.modules()}
+    try:
+        for network in networks:
+            network.train()
+        with torch.no_grad():
+            yield [partial(compute, network) for network in networks]
+    finally:
+        for module, is_training in modes.items():
+            module.training = is_training
+        set_random_states(states, device)
 
 
 # ------------------------------------------------------------------------ has it failed?

@@ -183,7 +183,8 @@ class Faults:
             act = partial(signal.raise_signal, SIGNALS[kind])
         status, output = attempt(partial(run, self.folder, at=at, act=act), self.log)
         assert status == {"kill": -9, "terminate": -signal.SIGTERM}.get(kind, 0), output
-        assert kind != "terminate" or "Epoch [" in output  # no line is lost
+        last = rf"Stopped in epoch|Epoch \[ +{EPOCHS}/"
+        assert kind != "terminate" or re.search(last, output), output  # no line is lost
         if kind == "delete folder":
             assert "was deleted: it is made again" in output, output
             assert not differing_files(self.folder, self.whole), output

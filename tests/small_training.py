@@ -93,7 +93,7 @@ def in_float64(notebook: ModuleType) -> ModuleType:
 
 def train(notebook: ModuleType, n_epochs: int = 4) -> list[tuple[float, float]]:
     """Train the networks that ``prepare`` made; return the losses."""
-    return notebook.train(notebook.D, notebook.G, n_epochs, print_every=1000)
+    return notebook.train(notebook.D, notebook.G, n_epochs)
 
 
 def act_at(notebook: ModuleType, step: int, act: Callable[[], object]) -> None:

@@ -221,6 +221,18 @@ class Painter(nn.Module):
         return self.images[: len(z)] * self.weight
 
 
+class Judge(nn.Module):
+    """Gives photographs a probability of 0.75, and what ``Painter`` paints 0.5."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(3.0).log())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        is_painted = x.amax((1, 2, 3)) < 0.5
+        return torch.where(is_painted, 0.0, self.weight)[:, None]
+
+
 def test_a_training_run_writes_all_its_files(tmp_path, capsys):
     painted = torch.linspace(-1, 1, 30 * 3 * 8 * 8).view(30, 3, 8, 8)
     painter = Painter(painted)
@@ -236,7 +248,8 @@ def test_a_training_run_writes_all_its_files(tmp_path, capsys):
         return D(real_images).exp().mean() + D(fake_images).neg().exp().mean()
 
     run = Run(tmp_path / "run")
-    with run.start(3, 2, {"G_ema": painter}, settings, blobs, loss):
+    parts = {"D": Judge(), "G": Painter(painted), "G_ema": painter}
+    with run.start(3, parts, settings, blobs, loss):
         for epoch in run.epochs():
             for i, (images, z) in enumerate(run.batches(batches, lambda n: torch.ones(n, 2))):
                 assert torch.equal(images, batches.dataset.tensors[0][16 * i : 16 * (i + 1)])
@@ -274,9 +287,9 @@ def test_a_training_run_writes_all_its_files(tmp_path, capsys):
     assert kept == {"z_size": "2", "idea": "", "g_lr": "1.0"}
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Epoch")]
     assert lines == [
-        f"Epoch [    {epoch}/    3] | d_loss: {epoch + 0.5:.4f} | g_loss: {i}.0000"
+        f"Epoch [    {epoch}/    3] | d_loss: {epoch + 0.5:.4f} | g_loss: 1.0000"
+        " | D(x): 0.75 | D(G(z)): 0.50"
         for epoch in (1, 2, 3)
-        for i in (0, 2)
     ]
 
 
