@@ -225,7 +225,10 @@ class Run:
                 self._n_images = len(images)
                 yield shard(images).to(self._device), z.to(self._device)
             elif not steps.batch:
-                raise ValueError("batch_size is smaller than the number of processes: raise it.")
+                raise ValueError(
+                    f"A batch has {len(images)} images, fewer than there are processes: raise "
+                    "batch_size, add images, or start fewer processes."
+                )
             if self._stop.is_due() and steps.batch < len(loader):
                 return
         self._is_complete = True
