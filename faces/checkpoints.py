@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import os
 import pickle
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from filelock import BaseFileLock, Timeout
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from faces.files import acquire_lock, atomic_write, check_writable, remove_unfinished
 from faces.notebook import hash_run
@@ -193,15 +195,26 @@ def identify_run(
 
     Args:
         settings: those of the run; "n_epochs", "resume" and "skip_broken" may change.
-        train: the notebook's function that trains; see ``hash_run`` for the code that counts.
+        train: the notebook's function that trains; see ``hash_run`` for the code that counts. Of
+            the loaders that it reads, the kind of order and the size of batches count.
         parts: networks, whose classes count, and optimizers, whose classes and options do.
     """
     identity = {name: v for name, v in settings.items() if name not in _MAY_CHANGE}
     networks = {type(part) for part in parts.values() if isinstance(part, nn.Module)}
     classes = {c for network in networks for c in network.__mro__}
     identity |= hash_run(train, sorted(classes, key=str), settings)
+    plain = inspect.unwrap(train)  # an idea may have put another function in its place
+    read = {n: plain.__globals__[n] for n in plain.__code__.co_names if n in plain.__globals__}
+    loaders = {n: v for n, v in read.items() if isinstance(v, DataLoader)}
+    identity |= {f"the loader {name}": _describe_loader(v) for name, v in loaders.items()}
     optimizers = {n: p for n, p in parts.items() if isinstance(p, torch.optim.Optimizer)}
     return identity | {f"the optimizer {name}": _describe(p) for name, p in optimizers.items()}
+
+
+def _describe_loader(loader: DataLoader) -> str:
+    """What a loader's batches are made of, and how; its images have a fingerprint of their own."""
+    kinds = [type(part).__name__ for part in (loader.dataset, loader.sampler)]
+    return f"{' '.join(kinds)} batch_size={loader.batch_size} drop_last={loader.drop_last}"
 
 
 def _describe(optimizer: torch.optim.Optimizer) -> str:
@@ -257,6 +270,7 @@ def resume(
     if epoch < n_epochs:
         print_main(f"Resuming from {path}: {done} are done.")
     else:
+        done += f", more than n_epochs = {n_epochs}" if epoch > n_epochs else ""
         print_main(
             f"{path} already holds this run, {done}: nothing is left to train. To start over, set "
             "resume = False; to train it further, raise n_epochs."

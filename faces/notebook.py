@@ -363,8 +363,10 @@ def hash_run(
     Returns:
         Hashes by the names of what they are of, such as "the code of scale".
     """
-    loads = train.__globals__.get("get_dataloader")  # what train() itself does not call
-    hashes = hash_functions(train, loads, *networks, settings=settings)
+    others = map(
+        train.__globals__.get, ("get_dataloader", "build_network")
+    )  # train() calls neither
+    hashes = hash_functions(train, *others, *networks, settings=settings)
     hashes |= {f"the code of {n}": h for n, h in hash_ideas(settings.get("idea", "")).items()}
     return hashes | hash_package()
 

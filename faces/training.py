@@ -90,14 +90,19 @@ class Run:
     _latest: ClassVar[Run | None] = None
 
     def __init__(self, output_dir: str | Path | int, resume: bool = True) -> None:
-        if Run._latest is not None and not Run._latest._is_training:  # its cell is run again
-            Run._latest._unlock()
+        latest, self._asked = Run._latest, output_dir
+        if latest is not None and not latest._is_training:  # its cell is run again
+            latest._unlock()
+            if (
+                not resume and Path(str(output_dir)) == latest.folder
+            ):  # which that cell has put there
+                self._asked = latest._asked
         self._lock: BaseFileLock | None = None
         self._is_training = False
         self.losses: list[tuple[float, float]] = []
 
         def choose() -> Path:
-            folder, self._lock = choose_folder(output_dir, resume)
+            folder, self._lock = choose_folder(self._asked, resume)
             return folder
 
         self.folder = from_main_process(choose)
@@ -225,7 +230,10 @@ class Run:
                 self._batch = shard(images).to(self._device), z.to(self._device)
                 yield self._batch
             elif not steps.batch:
-                raise ValueError("batch_size is smaller than the number of processes: raise it.")
+                raise ValueError(
+                    f"A batch has {len(images)} images, fewer than there are processes: raise "
+                    "batch_size, add images, or start fewer processes."
+                )
             if self._stop.is_due() and steps.batch < len(loader):
                 return
         self._is_complete = True

@@ -131,6 +131,19 @@ def test_a_folder_belongs_to_a_run_from_its_making_to_its_end(tmp_path):
             train(notebook, 3)
 
 
+def test_a_new_run_is_numbered_after_the_folder_asked_for(tmp_path):
+    for name in ("faces", "faces-2", "exp-2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "notes.txt").touch()
+    run = Run(tmp_path / "faces", resume=False)
+    for name in ("faces-3", "faces-4"):  # the notebook's cell sets output_dir to the run's folder
+        assert run.folder == tmp_path / name
+        (run.folder / "checkpoint.pt").touch()
+        run = Run(run.folder, resume=False)
+    assert Run(run.folder).folder == tmp_path / "faces-5"
+    assert Run(tmp_path / "exp-2", resume=False).folder == tmp_path / "exp-2-2"  # a name's number
+
+
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
 def test_a_file_system_without_locks_has_softer_ones(tmp_path, monkeypatch, number):
     def refuse(*_: object) -> None:

@@ -462,6 +462,20 @@ def test_batch_norm_has_the_statistics_of_the_averaged_weights(tmp_path):
         x = block(x)
 
 
+def test_batch_norms_statistics_do_not_depend_on_how_many_images_are_held_out(tmp_path):
+    weights, sizes = [], []
+    for size in (2, 101):  # of the faces that are compared with held-out images
+        notebook = prepare(tmp_path / str(size))
+        notebook.evaluator.size = size
+        update = notebook.update_bn
+        notebook.update_bn = lambda parts, G, u=update: (
+            sizes.append([*map(len, parts)]) or u(parts, G)
+        )
+        train(notebook, 1)
+        weights.append((tmp_path / str(size) / "generator.safetensors").read_bytes())
+    assert weights[0] == weights[1] and sizes == 2 * [10 * [100]]  # each part counts alike
+
+
 def test_an_idea_of_ones_own_is_found_where_the_notebook_was_started(tmp_path, monkeypatch):
     monkeypatch.setattr("faces.notebook._START", tmp_path)
     (tmp_path / "mine.py").write_text('"""Mine: nothing."""\ndef modify(D, G):\n    pass\n')

@@ -3,10 +3,13 @@
 import ast
 import base64
 import io
+import math
 import os
 import re
 import subprocess
 import sys
+import traceback
+import types
 from pathlib import Path
 
 import nbconvert
@@ -16,12 +19,15 @@ import papermill
 import pytest
 import safetensors
 import torch
+from conftest import blobs
 from PIL import Image
+from random_edits import find_cells, read_notebook, run
 from torch import nn
 
 from faces import files
 from faces.generator import generate_faces
 from faces.notebook import RANGES, load_definitions
+from faces.show import write_images
 
 NOTEBOOK = nbformat.read(files.NOTEBOOK, as_version=4)
 CODE = [cell for cell in NOTEBOOK.cells if cell.cell_type == "code"]
@@ -97,6 +103,49 @@ def test_settings_are_few_and_have_values():
 
 
 # -------------------------------------------------------------------------------------- as it runs
+
+
+def test_the_notebook_alone_says_what_it_needs(tmp_path):
+    (first, *_) = [cell.source for cell in CODE if "import helpers" in cell.source]
+    assert first == CODE[0].source
+    command = [sys.executable, "-I", "-c", first]  # -I: without this project's folder
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    said = done.stderr.splitlines()[-1]
+    assert re.fullmatch(r"ModuleNotFoundError: This notebook needs .* clone .*\.", said), said
+    path = f"import sys; sys.path.insert(0, {str(files.HERE)!r})\n"
+    subprocess.run([sys.executable, "-I", "-c", path + first], cwd=tmp_path, check=True)
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1.39), (math.nan, math.nan)])
+def test_the_losses_are_shown_with_and_without_a_line_at_chance(tmp_path, bounds):
+    (cell,) = [cell.source for cell in CODE if "run.loss_bounds" in cell.source]
+    notebook = load_definitions()
+    notebook.losses, notebook.output_dir = [(1.0, 2.0)] * 10, tmp_path
+    notebook.run = types.SimpleNamespace(loss_bounds=bounds)
+    exec(cell, vars(notebook))
+    assert notebook.axis.get_ylim() == pytest.approx((0, 2.1))
+    assert (tmp_path / "training_loss.png").is_file()
+    notebook.plt.close("all")
+
+
+@pytest.mark.parametrize("n_images", [4, 20])
+def test_few_images_make_one_smaller_batch(tmp_path, n_images):
+    write_images(blobs(n_images, 40, 40, seed=0), tmp_path / "images")
+    sources = read_notebook(batch_size=32, n_epochs=1, max_images=None)
+    ended = run(
+        sources if n_images == 4 else sources[: find_cells(sources, "train")[0] + 1], tmp_path
+    )
+    assert ended.error is None, "".join(traceback.format_exception(ended.error))
+    (n,) = re.findall(r"(\d+) images in 1 batches", ended.printed)
+    assert f"a batch: ({n}, 3, 32, 32)" in ended.printed
+    assert len(np.loadtxt(tmp_path / "run" / "losses.csv", delimiter=",", skiprows=1, ndmin=2)) == 1
+
+
+def test_three_images_are_too_few_to_hold_some_out(tmp_path):
+    write_images(blobs(3, 40, 40, seed=0), tmp_path / "images")
+    ended = run(read_notebook(), tmp_path)
+    assert str(ended.error) == "images holds 3 images: at least 4 are needed."
 
 
 @pytest.mark.parametrize("image_size", [32, 48, 64, 112])

@@ -124,6 +124,25 @@ def test_frames_of_several_images_are_laid_out_in_rows(tmp_path):
         assert (animation.n_frames, animation.size) == (3, (2 * (8 * 10 + 2), 2 * (2 * 10 + 2)))
 
 
+def test_of_many_frames_sixty_are_saved_and_shown(tmp_path, monkeypatch):
+    greys = np.linspace(0, 255, 300).round().astype(np.uint8)
+    frames = np.tile(greys.reshape(300, 1, 1, 1, 1), (1, 16, 32, 32, 3))
+    shown = []
+    monkeypatch.setattr(show, "get_ipython", object)
+    monkeypatch.setattr(show, "display", shown.append)
+    show.show_animation(frames, tmp_path / "many.gif")
+    png = base64.b64decode(shown[0]._repr_mimebundle_()[0]["image/png"])
+    for file in (tmp_path / "many.gif", io.BytesIO(png)):
+        with Image.open(file) as animation:
+            assert animation.n_frames == 60
+            seen = []
+            for i in range(60):
+                animation.seek(i)
+                seen.append(np.median(np.asarray(animation.convert("L"))))
+            assert seen[0] < 3 and seen[-1] > 252
+            assert np.abs(np.diff(seen) - 255 / 59).max() < 4  # at equal distances
+
+
 def test_a_script_only_writes_the_animation(tmp_path, capsys):
     show.show_animation(blobs(3, 20, 30, seed=0), tmp_path / "progress.gif")
     assert capsys.readouterr().out == ""

@@ -17,10 +17,11 @@ import pytest
 import torch
 from small_training import act_at, differing_files, in_float64, prepare, prepare_fast, train
 from torch import nn
+from torch.utils.data import DataLoader
 
 import problem_unittests
 from faces import speed
-from faces.files import HERE
+from faces.files import HERE, NOTEBOOK
 from faces.notebook import apply_idea, load_definitions
 from faces.parallel import join_processes
 from faces.speed import FreeCores
@@ -150,9 +151,8 @@ def test_an_epochs_faces_are_drawn_in_parts(tmp_path):
     notebook, sizes, measured = prepare(tmp_path), [], []
     notebook.G.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     notebook.evaluator = lambda faces: measured.append(len(faces)) or {"swd": 1.0}
-    notebook.evaluator.size = 250
     train(notebook, 1)  # G_ema is a copy of G, hooks and all
-    assert measured == [250] and sizes[-3:] == [100, 100, 50] and max(sizes) == 100
+    assert measured == [1000] and sizes[-10:] == [100] * 10 and max(sizes) == 100
 
 
 # -------------------------------------------------------------------------------- stop and resume
@@ -207,6 +207,34 @@ def test_of_two_processes_both_stop_after_the_same_step(tmp_path):
         assert len(losses) == n_steps and np.isfinite(losses).all()
     state = torch.load(tmp_path / "stopped" / "checkpoint.pt", weights_only=True)
     assert (state["epoch"], state["batch"]) == (1, 3)
+
+
+def test_another_order_or_size_of_batches_is_refused_and_named(tmp_path):
+    train(prepare(tmp_path), 1)
+    changes = {"batch_size": 4, "shuffle": False, "drop_last": False}
+    for change in changes.items():
+        notebook = prepare(tmp_path)
+        dataset = notebook.celeba_train_loader.dataset
+        options = dict(batch_size=8, shuffle=True, drop_last=True, collate_fn=dataset.collate)
+        notebook.celeba_train_loader = DataLoader(dataset, **(options | dict([change])))
+        with pytest.raises(ValueError, match="other settings:\n  the loader celeba_train_loader: "):
+            train(notebook, 2)
+
+
+def test_other_first_weights_are_refused_and_named(tmp_path):
+    train(prepare(tmp_path), 1)
+    source = NOTEBOOK.read_text(encoding="utf-8")
+    assert source.count("std=0.02)") == 1
+    edited = tmp_path / "edited.ipynb"
+    edited.write_text(source.replace("std=0.02)", "std=0.04)"), encoding="utf-8")
+    with pytest.raises(ValueError, match="other settings:\n  the code of weights_init_normal: "):
+        train(prepare(tmp_path, source=edited), 2)
+
+
+def test_fewer_epochs_than_there_are_is_said(tmp_path, capsys):
+    losses = train(prepare(tmp_path), 2)
+    assert train(prepare(tmp_path), 1) == losses
+    assert "this run, 2 epochs, more than n_epochs = 1: nothing is" in capsys.readouterr().out
 
 
 def test_other_settings_are_refused_and_named(tmp_path):
@@ -437,6 +465,12 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(trained_once: Path, tmp_path: Path) -> Path:
     """The folder of a run of two epochs."""
     return shutil.copytree(trained_once, tmp_path / "run")
+
+
+def test_more_processes_than_images_in_a_batch_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("faces.training.shard", lambda batch: batch[:0])
+    with pytest.raises(ValueError, match="A batch has 8 images, fewer than there are processes: "):
+        train(prepare(tmp_path))
 
 
 def test_a_batch_larger_than_the_data_is_named(tmp_path):
