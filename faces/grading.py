@@ -272,8 +272,10 @@ def find(module: types.ModuleType, name: str) -> Any:
     """Get an object of a notebook by its name, or else an exception that says why it is missing."""
     causes = [error for names, error in module.__broken__ if name in names]
     missing = rubric.NotFound(f"the notebook does not define {name}.")
-    found = getattr(module, name, (causes or [missing])[0])
-    if name in vars(module) and isinstance(found, BaseException):
+    found = vars(module).get(name, missing)
+    if found is missing or (found is ... and causes):  # what was to replace the dots broke
+        return (causes or [missing])[0]
+    if isinstance(found, BaseException):
         return rubric.Wrong(f"{name} is an exception, {type(found).__name__}. Define it.")
     return found
 
