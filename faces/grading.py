@@ -294,8 +294,14 @@ class Result(NamedTuple):
 
 _OURS = {rubric.__name__, __name__}
 # The outcomes of a test, and how the table shows them.
-MARKS = {"PASSED": ".", "FAILED": "F", "ADVICE": "a", "NOT TESTABLE HERE": "?", "NOT FOUND": "-"}
-MARKS["NOT WRITTEN YET"] = "_"
+MARKS = {
+    "PASSED": ".",
+    "FAILED": "F",
+    "ADVICE": "a",
+    "NOT TESTABLE HERE": "?",
+    "NOT FOUND": "-",
+    "NOT WRITTEN YET": "_",
+}
 ALL_MARKS = {**MARKS, "NOT JUDGED": "="}  # it fails only because another part does
 _AT_FAULT = {"FAILED", "NOT FOUND", "NOT WRITTEN YET"}
 
@@ -409,7 +415,7 @@ def grade(path: str | Path) -> Iterator[Result]:
         used = [part for part in failed if part in _USES.get(name, ())]
         right = _replaceable(used, module)
         those = " and ".join(part for part in used if part in right)
-        if outcome in _AT_FAULT - {"NOT FOUND"} and those and not changed:
+        if outcome in ("FAILED", "NOT WRITTEN YET") and those and not changed:
             other_outcome, other_why = _judge(load(*right), name, point)
             changed = mend()
             if other_outcome in ("PASSED", "ADVICE"):

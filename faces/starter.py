@@ -10,7 +10,6 @@ import ast
 import json
 import textwrap
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from faces.files import NOTEBOOK
@@ -144,19 +143,21 @@ NotImplementedError` (or of the three dots), run the cell, then run the test tha
 part is written, the notebook stops there and tells you what is missing."""
 
 
-def make_starter(nbgrader: bool = False, notebook: Path = NOTEBOOK) -> _Cell:
+def make_starter(nbgrader: bool = False) -> dict[str, Any]:
     """Make the starter notebook, in nbformat 4.5, without any outputs.
 
     Args:
         nbgrader: make the source version of an assignment for nbgrader instead. It has the
             solutions between the marks that nbgrader replaces, each test in a locked cell of its
             own that is worth a point, and nbgrader's metadata.
-        notebook: the finished notebook.
+
+    Returns:
+        The notebook as it is written to JSON.
 
     Raises:
         KeyError: if a graded part has no task.
     """
-    made = json.loads(notebook.read_text(encoding="utf-8"))
+    made = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
     cells: list[_Cell] = []
     n_parts = 0
     for cell in made["cells"]:

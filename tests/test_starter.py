@@ -29,7 +29,7 @@ RAISE = re.compile(r'^ *raise NotImplementedError\((.*?)"\n? *\)$', re.MULTILINE
 SOLUTION = re.compile(r"^ *### BEGIN SOLUTION\n(.*?)\n *### END SOLUTION$", re.M | re.DOTALL)
 DOTS = re.compile(r"^\w+ = \.\.\.\n?", re.MULTILINE)
 
-# What is left to write, in the order of the notebook, and the point of the rubric that it is of.
+# What is left to write, and the point of the rubric that it is of.
 GAPS = {
     "get_dataloader": "get_dataloader",
     "scale": "scale",
@@ -71,7 +71,8 @@ def without(gap: str) -> nbformat.NotebookNode:
     """The notebook with one thing left to write, as the starter has it."""
     sources = [cell.source for cell in PLAIN.cells if "graded" in cell.metadata.get("tags", [])]
     raises = iter([match[0] for source in sources for match in RAISE.finditer(source)])
-    names = iter(GAPS)
+    said = [re.findall(r'"(\S+) is not written yet', source) for source in sources]
+    names = iter([name for found in said for name in found or ["d_optimizer"]])
 
     def leave(solution: re.Match[str]) -> str:
         name = next(names)
@@ -276,6 +277,7 @@ def test_each_point_has_a_locked_test():
         if "points" in cell.metadata.nbgrader
     }
     assert sorted(tests) == sorted(rubric.__all__)
+    assert sum("points" in cell.metadata.nbgrader for cell in marked) == len(tests)
     for name, cell in tests.items():
         expected = {"grade": True, "solution": False, "locked": True, "task": False, "points": 1}
         assert cell.metadata.nbgrader == expected | {"schema_version": 3, "grade_id": name}
