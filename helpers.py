@@ -7,7 +7,8 @@ Training: ``speed`` makes networks and the step fast, on one device or (``parall
 Faces: ``generator`` draws them from trained weights, ``measures`` compares them with photographs,
 ``properties`` tells what they show, ``explorer`` has a slider for each property.
 ``show`` shows images, networks and a training; ``files`` knows where things lie and writes them
-whole. Beside the lesson, ``grading`` grades other people's solutions.
+whole. Beside the lesson, ``starter`` makes an exercise of it, and ``grading`` grades other people's
+solutions.
 """
 
 # ruff: noqa: I001 (by subject)

@@ -11,10 +11,11 @@ In a shell, for the notebook beside it, or for a class (by the grader in the pro
     python problem_unittests.py [PATH ...]
 
 A test prints ``Tests Passed``, or ``ADVICE`` for what works but could be better, or ``NOT TESTABLE
-HERE`` where a GPU or data are missing, or raises an AssertionError that says what is wrong. Each
-part is judged with the others that its notebook defines: D with its own losses, the initialisation
-with its own networks. Inputs are drawn from a fixed seed; the caller's random state, networks and
-global variables are left as they were.
+HERE`` where a GPU or data are missing, or raises an AssertionError that says what is wrong, or that
+the part is not written yet: its body is still a ``raise NotImplementedError``. Each part is judged
+with the others that its notebook defines: D with its own losses, the initialisation with its own
+networks. Inputs are drawn from a fixed seed; the caller's random state, networks and global
+variables are left as they were.
 """
 
 from __future__ import annotations
@@ -95,8 +96,17 @@ class NotFound(Exception):
     outcome = "NOT FOUND"
 
 
+class NotWritten(AssertionError):
+    """A part of a starter notebook that waits for its author; Jupyter shows one line of it."""
+
+    outcome = "NOT WRITTEN YET"
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{self.outcome}: {self}"]
+
+
 # By the very classes: one that a notebook derives from them says nothing.
-OUTCOMES = {Wrong: Wrong.outcome, NotTestable: NotTestable.outcome, NotFound: NotFound.outcome}
+OUTCOMES = {kind: kind.outcome for kind in (Wrong, NotTestable, NotFound, NotWritten)}
 
 
 class Point(NamedTuple):
@@ -126,17 +136,21 @@ def verdict(point: Point, *parts: Any, **named: Any) -> tuple[str, str]:
 
     An exception in the place of a part says why it is missing.
     """
+    called = point.call.split("(")[0].strip()
     try:
-        for missing in (*parts, *named.values()):
-            if type(missing) in OUTCOMES:
-                raise missing
+        for name, part in {**dict(zip(point.names, parts, strict=False)), **named}.items():
+            if type(part) in OUTCOMES:
+                raise part
+            check_written(part, name)
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             raise NotTestable("the tests need one process, and this is one of several.")
         with sandbox():
             advice = settle(point.test(*parts, **named))
         outcome, why = "ADVICE" if advice else "PASSED", " ".join(dict.fromkeys(advice))
-    except (Wrong, NotTestable, NotFound) as error:
+    except (Wrong, NotTestable, NotFound, NotWritten) as error:
         outcome, why = OUTCOMES.get(type(error), "FAILED"), str(error)
+        if outcome == NotWritten.outcome and why.startswith(called):
+            return outcome, why
     except (Exception, SystemExit) as error:
         meant = [meant for words, meant in _EXPLAINED.items() if words in str(error)]
         outcome, why = "FAILED", f"{describe(error)}. Expected {point.call}."
@@ -144,7 +158,7 @@ def verdict(point: Point, *parts: Any, **named: Any) -> tuple[str, str]:
             outcome, why = "NOT TESTABLE HERE", lack
         elif meant:
             why = meant[0]
-    return outcome, why and f"{point.call.split('(')[0].strip()}: {why}"
+    return outcome, why and f"{called}: {why}"
 
 
 def _rubric_test(call: str) -> Callable[[Callable[..., Claims]], Callable[..., None]]:
@@ -161,6 +175,8 @@ def _rubric_test(call: str) -> Callable[[Callable[..., Claims]], Callable[..., N
             outcome, why = verdict(point, *parts, **named)
             if outcome in ("FAILED", "NOT FOUND"):
                 raise AssertionError(why)
+            if outcome == NotWritten.outcome:
+                raise NotWritten(why)
             print("Tests Passed" if outcome == "PASSED" else f"{outcome}: {why}")
 
         return run
@@ -326,6 +342,34 @@ def _context(part: Any) -> dict[str, Any]:
     part = type(part) if isinstance(part, nn.Module) else part
     functions = vars(part).values() if isinstance(part, type) else [part]
     return next((f.__globals__ for f in map(_inner, functions) if hasattr(f, "__globals__")), {})
+
+
+def _functions(value: Any, names: dict[str, Any]) -> list[types.FunctionType]:
+    """A function itself, or a class's own ones, if the notebook with these names defines them."""
+    values = vars(value).values() if isinstance(value, type) else [value]
+    found = map(_inner, filter(callable, values))
+    return [f for f in found if isinstance(f, types.FunctionType) and f.__globals__ is names]
+
+
+def check_written(part: Any, name: str = "") -> None:
+    """Raise ``NotWritten`` if a part, or another part that it needs, is still to be written.
+
+    Such a function never returns, but raises NotImplementedError, whose text says what to write.
+    """
+    if part is ...:
+        raise NotWritten(f"{name} is not written yet: write it in the place of the three dots.")
+    names = {} if isinstance(part, nn.Module) else _context(part)
+    functions = _functions(part, names)
+    reads = set().union(*(reached(f.__code__, names)[0] for f in functions))
+    others = reads & names.keys() & {n for p in POINTS.values() for n in p.names}
+    for other in sorted(others):
+        functions += _functions(names[other], names)
+    for function in functions:
+        steps = list(dis.get_instructions(function.__code__))
+        loaded = {step.argval for step in steps if step.opname.startswith("LOAD_")}
+        if "NotImplementedError" in loaded and not any("RETURN_" in step.opname for step in steps):
+            said = (text for text in loaded if isinstance(text, str) and "not written yet" in text)
+            raise NotWritten(next(said, f"{function.__qualname__} is not written yet."))
 
 
 def _span(tensor: Tensor) -> str:
@@ -669,12 +713,15 @@ def _check_logit(after_last: list[str], names: dict[str, Any]) -> Claims:
     drops = any("dropout" in name for name in after_last)
     yield not drops, Advice("dropout on the logit makes D answer 0 at random. Put it further up.")
     endings = [name for name in after_last if _NOT_LAST.search(name)]
-    fits = False  # whether real_loss is right for probabilities
+    fits = has_loss = False  # whether real_loss is right for probabilities, and is there
+    with suppress(KeyError, NotWritten):
+        check_written(names["real_loss"])
+        has_loss = True
     with suppress(Exception):
         p = torch.rand(16) * 0.8 + 0.1
         kinds = _implied_labels(p, *_loss_and_gradient(names["real_loss"], p))
         fits = any("logits" not in kind for kind in kinds)
-    may_fit = all("sigmoid" in name for name in endings) and (fits or "real_loss" not in names)
+    may_fit = all("sigmoid" in name for name in endings) and (fits or not has_loss)
     ending = next(iter(endings), "")
     yield not ending or may_fit, f"{_NO_LOGIT} Got {ending} after the last layer."
     hint = "a sigmoid: right with nn.BCELoss, wrong with nn.BCEWithLogitsLoss."
@@ -1548,6 +1595,7 @@ def test_train(train: Callable[..., Any]) -> Claims:
     yield hasattr(inner, "__globals__"), f"it is not a function. {got}"
     there = callable(names.get("build_network"))
     yield there, "there is no build_network. Expected it among the notebook's functions."
+    check_written(names["build_network"])
     z_size = names["z_size"] if isinstance(names.get("z_size"), int) else 100
     with _blame_init(names, AttributeError, TypeError, ValueError, RuntimeError):
         D, G, width = _build(names["build_network"], 8, 8, z_size)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import re
 import shutil
@@ -24,6 +25,7 @@ from faces.images import array_folder
 from faces.measures import INCEPTION_URL
 from faces.parallel import keep_printing
 from faces.show import image_grid, show_animation, write_images
+from faces.starter import make_starter
 
 COMMAND = "python -m faces"
 # Files in the cache, and of decoded images in "arrays" or a folder's ".NAME-arrays".
@@ -75,6 +77,21 @@ def make_walk(options: argparse.Namespace) -> None:
     print(f"{len(frames)} frames: {out}")
 
 
+def starter(options: argparse.Namespace) -> None:
+    """Write the starter notebook, or the source version of an assignment for nbgrader."""
+    out = _free(options.out, ".ipynb")
+    notebook = make_starter(options.nbgrader)
+    with atomic_write(out) as temporary:
+        text = json.dumps(notebook, indent=1, ensure_ascii=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+    if options.nbgrader:
+        print(f"The source version for nbgrader, with the solutions: {out}")
+    else:
+        print(f"The starter notebook: {out}")
+    if out.resolve().parent != files.HERE:
+        print(f"It needs {files.HERE} in PYTHONPATH, or the project's files beside it.")
+
+
 def cache(options: argparse.Namespace) -> None:
     """List what is kept for later runs, and how large it is; or delete it, and name the rest."""
     kept = sorted(files.CACHE.iterdir()) if files.CACHE.is_dir() else []
@@ -114,11 +131,11 @@ def _free(out: Path, *endings: str) -> Path:
     """Check that a file or folder can be made there, before long work."""
     if out.suffix not in endings:
         known = " or ".join(ending or "none (a folder)" for ending in endings)
-        raise ValueError(f"--out {out} must have the ending {known}.")
+        raise ValueError(f"{out} must have the ending {known}.")
     if out.exists() or out.is_symlink():
-        raise ValueError(f"{out} already exists. Delete it, or set another --out.")
+        raise ValueError(f"{out} already exists. Delete it, or choose another name.")
     if not out.parent.is_dir():
-        raise ValueError(f"There is no folder {out.parent}. Make it, or set another --out.")
+        raise ValueError(f"There is no folder {out.parent}. Make it, or choose another folder.")
     return out
 
 
@@ -155,6 +172,12 @@ def _parser() -> argparse.ArgumentParser:
         subparser.add_argument("--weights", type=Path, default=WEIGHTS, help=text)
         text = "what to write; never over anything"
         subparser.add_argument("--out", type=Path, required=True, help=text)
+    text = "write the starter notebook: the graded parts are left to write"
+    starting = add("starter", starter, text, "mine.ipynb")
+    text = "the source version of an assignment for nbgrader, with the solutions"
+    starting.add_argument("--nbgrader", action="store_true", help=text)
+    text = "what to write; never over anything"
+    starting.add_argument("out", type=Path, metavar="NOTEBOOK", help=text)
     text = "list what is kept for later runs: downloads, unpacked zips, decoded images"
     caching = add("cache", cache, text, "processed_celeba_small")
     text = "folders of images, for the decoded images beside them"

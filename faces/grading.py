@@ -236,8 +236,18 @@ def _define(piece: _Piece, module: types.ModuleType) -> None:
             setattr(module, *piece.stores, stand_in)
         else:
             if not isinstance(error, rubric.NotTestable):
-                error = rubric.Wrong(f"{rubric.describe(error)}.")
+                error = _unwritten(names, piece.reads) or rubric.Wrong(f"{rubric.describe(error)}.")
             module.__broken__.append((piece.stores, (causes or [error])[0]))
+
+
+def _unwritten(names: dict[str, Any], needed: set[str]) -> rubric.NotWritten | None:
+    """What of the parts that are needed is not written yet, if anything."""
+    try:
+        for name in sorted(needed & WANTED & names.keys()):
+            rubric.check_written(names[name])
+    except rubric.NotWritten as error:
+        return error
+    return None
 
 
 def _spelled(code: types.CodeType, names: dict[str, Any]) -> str:
@@ -262,8 +272,10 @@ def find(module: types.ModuleType, name: str) -> Any:
     """Get an object of a notebook by its name, or else an exception that says why it is missing."""
     causes = [error for names, error in module.__broken__ if name in names]
     missing = rubric.NotFound(f"the notebook does not define {name}.")
-    found = getattr(module, name, (causes or [missing])[0])
-    if name in vars(module) and isinstance(found, BaseException):
+    found = vars(module).get(name, missing)
+    if found is missing or (found is ... and causes):  # what was to replace the dots broke
+        return (causes or [missing])[0]
+    if isinstance(found, BaseException):
         return rubric.Wrong(f"{name} is an exception, {type(found).__name__}. Define it.")
     return found
 
@@ -282,8 +294,16 @@ class Result(NamedTuple):
 
 _OURS = {rubric.__name__, __name__}
 # The outcomes of a test, and how the table shows them.
-MARKS = {"PASSED": ".", "FAILED": "F", "ADVICE": "a", "NOT TESTABLE HERE": "?", "NOT FOUND": "-"}
+MARKS = {
+    "PASSED": ".",
+    "FAILED": "F",
+    "ADVICE": "a",
+    "NOT TESTABLE HERE": "?",
+    "NOT FOUND": "-",
+    "NOT WRITTEN YET": "_",
+}
 ALL_MARKS = {**MARKS, "NOT JUDGED": "="}  # it fails only because another part does
+_AT_FAULT = {"FAILED", "NOT FOUND", "NOT WRITTEN YET"}
 
 
 _RIGHT: dict[str, Callable[..., Any]] = {  # parts that take the place of those that have failed
@@ -395,17 +415,18 @@ def grade(path: str | Path) -> Iterator[Result]:
         used = [part for part in failed if part in _USES.get(name, ())]
         right = _replaceable(used, module)
         those = " and ".join(part for part in used if part in right)
-        if outcome == "FAILED" and those and not changed:
+        if outcome in ("FAILED", "NOT WRITTEN YET") and those and not changed:
             other_outcome, other_why = _judge(load(*right), name, point)
             changed = mend()
             if other_outcome in ("PASSED", "ADVICE"):
                 outcome, why = "NOT JUDGED", f"{name}: not judged: see {those}."
             elif other_outcome == "FAILED" and "the code stopped" not in other_why != why:
+                outcome = "FAILED"
                 why = f"{other_why} (Found with a right {those} in place of yours.)"
         if changed:
             outcome = "FAILED"
             why = f"{name}: the code replaces {changed}, which the tests use."
-        if outcome in ("FAILED", "NOT FOUND"):
+        if outcome in _AT_FAULT:
             failed.append(name)
         if name == "train" and module.__again__:
             why += " " * bool(why) + "There are two sets of definitions: the first is judged, not "
@@ -632,7 +653,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Grade notebooks: print what each got, then a table of all.
 
     Returns:
-        1 if anything FAILED or was not found, or a file was not written, else 0.
+        1 if anything FAILED, was not found or is not written yet, or if a file was not written,
+        else 0.
     """
     parser = _parser()
     options = parser.parse_args(arguments)
@@ -667,7 +689,7 @@ def main(arguments: list[str] | None = None) -> int:
                 if why:
                     print(f"    {point:<20} {outcome:<10} {printable(why)}", flush=True)
     _print_table(table)
-    code = int(any(r.outcome in ("FAILED", "NOT FOUND") for _, row in table for r in row))
+    code = int(any(r.outcome in _AT_FAULT for _, row in table for r in row))
     for name, file in outputs.items():
         try:
             with atomic_write(file) as temporary:
@@ -813,7 +835,7 @@ code { overflow-wrap: anywhere }
 .PASSED { background: #30a46c44 }
 .FAILED, .FOUND { background: #e5484d55 }
 .ADVICE { background: #ffb22455 }
-.HERE, .JUDGED { background: #8885 }
+.HERE, .JUDGED, .YET { background: #8885 }
 </style></head><body>
 """
 

@@ -32,7 +32,7 @@ _START = Path.cwd()  # that of the notebook, wherever its tests run its function
 
 # The modules of faces/ that compute nothing of a training: they show, read, write or grade.
 _COMPUTE_NOTHING = {"__init__", "__main__", "checkpoints", "data", "explorer", "files"}
-_COMPUTE_NOTHING |= {"generator", "grading", "show"}
+_COMPUTE_NOTHING |= {"generator", "grading", "show", "starter"}
 
 # ------------------------------------------------------------------------ definitions
 

@@ -29,7 +29,7 @@ def test_nothing_is_overwritten(tmp_path, capsys, name):
     (tmp_path / name).write_bytes(b"mine")
     command = "walk --seeds 1 2" if name == "faces.gif" else "draw"
     assert main([*command.split(), "--out", str(tmp_path / name)]) == 1
-    message = f"{tmp_path / name} already exists. Delete it, or set another --out.\n"
+    message = f"{tmp_path / name} already exists. Delete it, or choose another name.\n"
     assert capsys.readouterr().err == f"python -m faces: {message}"
     assert (tmp_path / name).read_bytes() == b"mine" and len(list(tmp_path.iterdir())) == 1
 
@@ -179,7 +179,7 @@ def test_a_wrong_command_line_is_named(tmp_path, monkeypatch, capsys, arguments,
 
 def test_help_has_an_example_of_each_command(capsys):
     examples = {}
-    for command in ("", "draw", "walk", "cache"):
+    for command in ("", "draw", "walk", "starter", "cache"):
         with pytest.raises(SystemExit) as ended:
             main([*command.split(), "--help"])
         text = capsys.readouterr().out

@@ -338,9 +338,11 @@ def run_command(command: list[str]) -> None:
     elif name == "git":
         assert rest[:2] == ["clone", "PUT-THE-ADDRESS-OF-THIS-REPOSITORY-HERE"]
     elif name == "cd":
-        assert rest == ["dlnd-face-generation"]
+        assert rest in (["dlnd-face-generation"], ["course"])
     elif name == "mkdir":
-        assert rest[0] == "-p" and rest[1] in ("runs", "grades")
+        assert rest[0] == "-p" and rest[1] in ("runs", "grades", "course/source/dcgan")
+    elif name == "nbgrader":  # tests/test_starter.py calls it, where it is installed
+        assert rest[0] in ("generate_assignment", "autograde") and rest[1:] == ["dcgan", "--create"]
     else:
         fixed = [["jupyter", "lab", NOTEBOOK.name], [".", ".venv/bin/activate"]]
         fixed += [["python3", "-m", "venv", ".venv"]]
