@@ -21,7 +21,14 @@ from faces.generator import generate_faces
 from faces.measures import Evaluator, inception_distances, nearest_images
 from faces import properties
 from faces.explorer import explore
-from faces.show import show_animation, show_figure, show_images, show_network
+from faces.show import (
+    animate_points,
+    draw_points,
+    show_animation,
+    show_figure,
+    show_images,
+    show_network,
+)
 
 __all__ = [
     "get_data",
@@ -43,5 +50,7 @@ __all__ = [
     "show_images",
     "show_figure",
     "show_animation",
+    "animate_points",
+    "draw_points",
     "show_network",
 ]

@@ -1,6 +1,6 @@
 """Makes a starter notebook of the finished one: the bodies of its graded parts are left to write.
 
-A part is a function, the methods of a class or assignments, in a cell with the tag "graded". What
+A part is a function or the methods of a class, in a cell with the tag "graded". What
 the part must do is told in ``TASKS``, and nowhere else.
 """
 
@@ -113,9 +113,9 @@ TASKS = {
         "the losses.",
         (
             "keep an average of G's weights, G_ema, which begins as a copy of G in eval mode, and "
-            "draw fixed_z, max(16, evaluator.size) latents, once, before the loops",
+            "draw fixed_z, 1,000 latents, once, before the loops",
             "begin the run with D, G, G_ema, fixed_z and both optimizers, by these names, in a "
-            "dictionary of parts: with run.start(n_epochs, print_every, parts, settings, train, "
+            "dictionary of parts: with run.start(n_epochs, parts, settings, train, "
             "discriminator_loss)",
             "train D and G in training mode",
             "loop over run.epochs() and, inside, over run.batches(celeba_train_loader, sample_z), "
@@ -124,22 +124,23 @@ TASKS = {
             "(d_optimizer, g_optimizer)), with images and latents; hand both losses to "
             "run.end_batch; and move the average with update_ema(G_ema, G, run.n_steps)",
             "after each epoch renew G_ema's batch norm, update_bn(fixed_z.split(100), G_ema), and "
-            "call run.end_epoch(G_ema, fixed_z, evaluator), which measures, saves and shows",
+            "call run.end_epoch(G_ema, fixed_z[: max(16, evaluator.size)], evaluator), which "
+            "measures, saves and shows",
             "return run.losses, one pair (d_loss, g_loss) for each batch",
         ),
     ),
-    "d_optimizer": _Task(
-        must=(
-            "be two optimizers: d_optimizer of exactly D's parameters, g_optimizer of exactly G's",
+    "build_optimizers": _Task(
+        "return two optimizers, the first for D and the second for G.",
+        (
+            "give the first optimizer exactly D's parameters, and the second exactly G's",
             "have the learning rates d_lr and g_lr, and (beta1, 0.999) as betas if they are Adam's",
-        )
+        ),
     ),
-    "g_optimizer": _Task(),
 }
 
 _WELCOME = """**This is the starter notebook: {n} parts are left for you to write.** Look for "Your
 part": the list there says what the part must do. Write your code in the place of `raise
-NotImplementedError` (or of the three dots), run the cell, then run the test that follows. Until a
+NotImplementedError`, run the cell, then run the test that follows. Until a
 part is written, the notebook stops there and tells you what is missing."""
 
 
@@ -215,8 +216,7 @@ def _emptied(source: str, keeps_solutions: bool) -> tuple[list[str], str]:
     With ``keeps_solutions`` the bodies stay, between the marks of nbgrader.
     """
     lines, edits, names = source.splitlines(), [], []
-    body = ast.parse(source).body
-    for node in body:
+    for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef):
             names.append(node.name)
             edits.append(_without_body(node, lines, node.name, keeps_solutions))
@@ -229,16 +229,6 @@ def _emptied(source: str, keeps_solutions: bool) -> tuple[list[str], str]:
                 if isinstance(method, ast.FunctionDef):
                     name = f"{node.name}.{method.name}"
                     edits.append(_without_body(method, lines, name, keeps_solutions))
-    values = [node for node in body if isinstance(node, ast.Assign)]
-    if values:
-        targets = [node.targets[0].id for node in values]
-        names.append("-".join(targets))
-        first, last = values[0].lineno - 1, values[-1].end_lineno
-        new = [line for target in targets for line in _told(target, "")]
-        new += [f"{target} = ..." for target in targets]
-        if keeps_solutions:
-            new += _marked(lines[first:last], "")
-        edits.append((first, last, new))
     for first, last, new in sorted(edits, key=lambda edit: edit[:2], reverse=True):
         lines[first:last] = new
     return names, "\n".join(lines)
