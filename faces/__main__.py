@@ -53,7 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
 def draw(options: argparse.Namespace) -> None:
     """Write faces: a grid, an array or a folder of images, by the ending of ``out``."""
     out = _free(options.out, ".png", ".npy", "")
-    images = generate_faces(options.n, options.seed, options.weights, options.balanced)
+    drawn = (options.n, options.seed, options.weights, options.balanced, options.size)
+    images = generate_faces(*drawn)
     if not out.suffix:
         build_once(out, lambda temporary: write_images(images, temporary / "faces"))
     else:
@@ -71,7 +72,7 @@ def make_walk(options: argparse.Namespace) -> None:
     out = _free(options.out, ".gif")
     if len(options.seeds) < 2:
         raise ValueError("A walk needs at least two seeds, such as --seeds 1 2.")
-    frames = [Image.fromarray(face) for face in walk(options.seeds, options.weights)]
+    frames = [Image.fromarray(face) for face in walk(options.seeds, options.weights or WEIGHTS)]
     larger = [np.asarray(f.resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for f in frames]
     show_animation(np.stack(larger), out, milliseconds=60)
     print(f"{len(frames)} frames: {out}")
@@ -165,11 +166,13 @@ def _parser() -> argparse.ArgumentParser:
     text = "as many of each class of lightness"
     drawing.add_argument("--balanced", action="store_true", help=text)
     text = "walk from face to face: a .gif"
+    text = "pixels of a side; the shipped weights then draw 64x64, which is made smaller"
+    drawing.add_argument("--size", type=int, help=text)
     walking = add("walk", make_walk, text, "--seeds 1 2 3 --out walk.gif")
     walking.add_argument("--seeds", type=_seed, nargs="+", required=True, help="of the faces")
     for subparser in (drawing, walking):
-        text = "a run's generator.safetensors (the shipped one)"
-        subparser.add_argument("--weights", type=Path, default=WEIGHTS, help=text)
+        text = "a run's generator.safetensors (a shipped one)"
+        subparser.add_argument("--weights", type=Path, help=text)
         text = "what to write; never over anything"
         subparser.add_argument("--out", type=Path, required=True, help=text)
     text = "write the starter notebook: the graded parts are left to write"

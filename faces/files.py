@@ -18,6 +18,7 @@ from filelock import AcquireReturnProxy, FileLock, SoftFileLock, Timeout
 HERE = Path(__file__).resolve().parents[1]
 NOTEBOOK = HERE / "dlnd_face_generation.ipynb"
 WEIGHTS = HERE / "assets" / "generator.safetensors"
+WEIGHTS_64 = HERE / "assets" / "generator_64.safetensors"
 CACHE = pooch.os_cache("dlnd-face-generation")
 RECORD = ".number-of-files"
 

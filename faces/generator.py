@@ -22,8 +22,9 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torchvision.transforms import v2
 
-from faces.files import WEIGHTS, atomic_write
+from faces.files import WEIGHTS, WEIGHTS_64, atomic_write
 from faces.images import to_uint8
 from faces.notebook import RANGES, change_notebook, load_definitions, load_ideas
 from faces.properties import sample_balanced
@@ -32,7 +33,11 @@ from faces.properties import sample_balanced
 
 
 def generate_faces(
-    n: int, seed: int, weights: str | Path = WEIGHTS, balanced: bool = False
+    n: int,
+    seed: int,
+    weights: str | Path | None = None,
+    balanced: bool = False,
+    size: int | None = None,
 ) -> np.ndarray:
     """Draw faces from trained weights.
 
@@ -42,23 +47,31 @@ def generate_faces(
     Args:
         n: how many, at most 100,000.
         seed: the same seed gives the same faces.
-        weights: a ``generator.safetensors`` that the notebook's training wrote.
+        weights: a ``generator.safetensors`` that the notebook's training wrote. ``None`` stands for
+            shipped ones: those of 64x64 if a size is asked for, else those of 32x32.
         balanced: draw until each class of lightness has its equal share, see ``sample_balanced``;
             classes of which too few were drawn are printed.
+        size: the side of the faces, if it is to be smaller than the weights draw them. Faces of
+            64x64 that are reduced to 32x32 are closer to photographs than those that are drawn at
+            32x32, see docs/measurements.md.
 
     Returns:
-        uint8 array (n, H, W, 3).
+        uint8 array (n, H, W, 3); H and W are ``size``, if that is given.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not a generator's, does not fit the notebook's ``Generator``, or was
             damaged; if that cannot be made; if it was trained with an idea that is not in ideas/;
-            if ``n`` is out of range; or if too few faces have a class.
+            if ``n`` or ``size`` is out of range; or if too few faces have a class.
     """
     if not isinstance(n, Integral) or not 1 <= n <= 100_000:
         raise ValueError(f"n is {n!r}: it must be a whole number from 1 to 100,000.")
+    if weights is None:
+        weights = WEIGHTS if size is None else WEIGHTS_64
     with torch.random.fork_rng(devices=[]):
         draw, sample_z = load_generator(weights)
+        if size is not None:
+            draw = _reduce(draw, draw(sample_z(2)).shape[1], size)
         torch.default_generator.manual_seed(
             int(seed)
         )  # torch.manual_seed would seed other devices too
@@ -69,6 +82,24 @@ def generate_faces(
             return faces
         sizes = (min(100, n - start) for start in range(0, n, 100))  # fits a processor's cache
         return np.concatenate([draw(sample_z(size)) for size in sizes])
+
+
+def _reduce(
+    draw: Callable[[Tensor], np.ndarray], side: int, size: int
+) -> Callable[[Tensor], np.ndarray]:
+    """Make what draws smaller faces, reduced as photographs are, from what draws larger ones."""
+    if not isinstance(size, Integral) or not 1 <= size <= side:
+        raise ValueError(
+            f"size is {size!r}: it must be a whole number from 1 to {side}, the side of the faces "
+            "that these weights draw."
+        )
+
+    def draw_smaller(z: Tensor) -> np.ndarray:
+        x = torch.from_numpy(draw(z)).permute(0, 3, 1, 2)
+        x = v2.functional.resize(x, [size, size], antialias=True)
+        return x.permute(0, 2, 3, 1).numpy()
+
+    return draw if size == side else draw_smaller
 
 
 def walk(seeds: Sequence[int], weights: str | Path = WEIGHTS) -> np.ndarray:

@@ -45,6 +45,13 @@ def test_faces_are_written_as_an_array_or_a_folder(tmp_path, capsys):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.parametrize("size", [32, 64])
+def test_faces_have_the_size_that_is_asked_for(tmp_path, size):
+    out = tmp_path / "faces.npy"
+    assert main(["draw", "--n", "2", "--size", str(size), "--out", str(out)]) == 0
+    assert (np.load(out) == helpers.generate_faces(2, seed=1, size=size)).all()
+
+
 def test_faces_are_drawn_in_equal_shares(tmp_path, capsys):
     arguments = ["draw", "--n", "12", "--seed", "1", "--balanced", "--out"]
     assert main([*arguments, str(tmp_path / "faces.npy")]) == 0

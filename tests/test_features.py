@@ -92,6 +92,19 @@ def test_copies_are_closer_to_training_features(monkeypatch):
     assert evaluator.baseline["nearest"][0] == pytest.approx(np.mean(measured["nearest"]), rel=0.1)
 
 
+def test_a_chequerboard_that_nobody_sees_is_measured():
+    noise = np.random.default_rng(0).integers(100, 156, (400, 32, 32, 3), dtype=np.uint8)
+    rows, columns = np.indices((32, 32))
+    board = ((rows + columns) % 2 * 2 - 1)[None, :, :, None]
+    plain = features.measure_chequerboard(noise)
+    assert plain == pytest.approx(1, abs=0.15)  # white noise has the same power everywhere
+    power = noise.var() * 32**2  # of the noise at any frequency; the board has 32^4 at its own
+    measured = features.measure_chequerboard((noise + board).astype(np.uint8))
+    assert measured == pytest.approx(plain + 32**4 / power, rel=0.1)
+    stripes = (noise + rows[None, :, :, None] % 2 * 2 - 1).astype(np.uint8)  # one axis only
+    assert features.measure_chequerboard(stripes) == pytest.approx(plain, abs=1e-3)
+
+
 @pytest.fixture(scope="module")
 def faces() -> np.ndarray:
     """Drawn from the shipped weights, uint8 (1800, 32, 32, 3)."""
@@ -166,6 +179,15 @@ def test_copies_are_found_though_shifted_or_mirrored(faces, evaluator):
 
 
 # ------------------------------------------------------------------------------- the command line
+
+
+def test_all_images_get_the_same_background():
+    images = np.random.default_rng(0).integers(0, 256, (1001, 32, 32, 3), dtype=np.uint8)
+    painted = features.paint_background(images)
+    assert painted.dtype == np.uint8 and painted.shape == images.shape
+    assert len(np.unique(painted[:, [0, 0, -1, -1], [0, -1, 0, -1]])) == 1  # the corners
+    assert (painted[:, 10:25, 12:20] == images[:, 10:25, 12:20]).all()
+    assert (features.paint_background(painted)[:, :, :4] == painted[:, :, :4]).all()
 
 
 @needs_network

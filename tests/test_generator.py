@@ -15,15 +15,16 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 from torch import nn
 
-from faces.files import HERE, NOTEBOOK, WEIGHTS
+from faces.files import HERE, NOTEBOOK, WEIGHTS, WEIGHTS_64
 from faces.generator import generate_faces, read_weights, write_weights
 from faces.images import to_uint8
 from faces.notebook import apply_idea, load_definitions
+from faces.properties import ita_shares
 
 SIZES = {"z_size": "10", "g_conv_dim": "8", "image_size": "32"}
-WEIGHTS_64 = WEIGHTS.with_name("generator_64.safetensors")
 
 
 def write_small(path: Path, idea: str = "") -> Path:
@@ -51,6 +52,28 @@ def test_the_same_seed_gives_the_same_faces():
     assert (faces == generate_faces(3, seed=1)).all()
     assert (faces != generate_faces(3, seed=2)).any()
     assert len(np.unique(faces, axis=0)) == 3
+
+
+def test_smaller_faces_are_the_larger_ones_reduced(weights):
+    large = generate_faces(3, 1, WEIGHTS_64)
+    assert (generate_faces(3, 1, size=64) == large).all()
+    small = generate_faces(3, 1, size=32)
+    assert small.shape == (3, 32, 32, 3) and small.dtype == np.uint8
+    for before, after in zip(large, small, strict=True):  # as the photographs were reduced
+        reduced = np.asarray(Image.fromarray(before).resize((32, 32), Image.Resampling.BILINEAR))
+        assert np.abs(reduced.astype(np.int16) - after).max() <= 1
+    assert generate_faces(2, 1, weights, size=20).shape == (2, 20, 20, 3)
+    few = generate_faces(6, 1, balanced=True, size=32)
+    assert few.shape == (6, 32, 32, 3) and len(set(ita_shares(few).values())) == 1
+
+
+@pytest.mark.parametrize(("size", "most"), [(65, 64), (0, 64), ("32", 64), (48.0, 64), (33, 32)])
+def test_a_size_that_cannot_be_is_named(size, most):
+    weights = WEIGHTS if most == 32 else None
+    with pytest.raises(
+        ValueError, match=f"^size is .*: it must be a whole number from 1 to {most}"
+    ):
+        generate_faces(1, 0, weights, size=size)
 
 
 def test_drawing_faces_leaves_the_random_state_alone():
@@ -97,8 +120,8 @@ def test_weights_are_shipped_if_they_draw_the_same_without_the_notebook(tmp_path
     state, metadata = read_weights(target)
     assert metadata["architecture"] == "DCGAN" and state["fc.weight"].dtype == torch.float16
     shipped = target.read_bytes()
-    with pytest.raises(ValueError, match="deconv1.3.*is in the file only"):
-        ship(str(write_small(weights, "residual")), str(target))
+    with pytest.raises(ValueError, match="deconv1.2.*is in the file only"):
+        ship(str(write_small(weights, "deeper")), str(target))
     with pytest.raises(SystemExit, match="shipped.safetensors is left as it is"):
         ship(str(write_small(weights, "normal_latents")), str(target))
     assert target.read_bytes() == shipped and list(target.parent.iterdir()) == [target]

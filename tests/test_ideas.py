@@ -1,6 +1,8 @@
 """The ideas for improvement: files that change the notebook, which names one at most."""
 
 import copy
+import os
+import signal
 import types
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from small_training import prepare, train
+from small_training import act_at, differing_files, prepare, train
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -119,7 +121,7 @@ def test_a_run_does_not_go_on_with_another_idea(tmp_path):
     assert "the code of flips.py: " in str(caught.value)
 
 
-DRAWN = ["normal_latents", "residual", "balanced", "keep_last_batch", "conditional"]
+DRAWN = ["normal_latents", "deeper", "balanced", "keep_last_batch", "conditional"]
 
 
 @pytest.mark.parametrize("name", [*DRAWN, "resize_convolution", "relativistic_r1_r2"])
@@ -185,14 +187,65 @@ def test_spectral_norms_are_1(notebook):
     assert len(norms) == 5 and norms == pytest.approx([1] * 5, rel=0.05)
 
 
-def test_the_residual_block_is_no_linear_map(notebook):
-    apply_idea("residual", notebook)
-    D, G = notebook.build_network(8, 4, 10)
-    blocks = [block[-1].eval() for block in (D.conv2, D.conv3, D.conv4, G.deconv1, G.deconv3)]
-    assert len({type(block).__name__ for block in blocks}) == 1
-    x = torch.randn(2, 16, 8, 8)
-    assert blocks[0](x).shape == x.shape
-    assert not torch.allclose(blocks[0](-x), -blocks[0](x), atol=1e-3)
+def test_deeper_networks_begin_as_if_they_were_not(notebook):
+    torch.manual_seed(1)
+    plain = notebook.build_network(8, 4, 10)
+    apply_idea("deeper", notebook)
+    torch.manual_seed(1)
+    deeper = notebook.build_network(8, 4, 10)
+    x, z = torch.rand(4, 3, 32, 32), torch.rand(4, 10)
+    for before, now, inputs in zip(plain, deeper, (x, z), strict=True):
+        assert torch.equal(before(inputs), now(inputs))
+        blocks = [m for m in now.children() if isinstance(m, nn.Sequential) and len(m) == 4]
+        assert len(blocks) == 3
+        for block in blocks:
+            nn.init.ones_(block[2].batch_norm.weight)
+        assert not torch.equal(before(inputs), now(inputs))
+
+
+@pytest.mark.parametrize("rates_are_tensors", [False, True])
+def test_rates_fall_over_the_last_third(tmp_path, rates_are_tensors):
+    notebook = prepare(tmp_path, idea="falling_rates")
+    optimizers = (notebook.d_optimizer, notebook.g_optimizer)
+    for optimizer in optimizers if rates_are_tensors else ():  # as in a recorded step
+        for group in optimizer.param_groups:
+            group["lr"] = torch.tensor(group["lr"])
+    tensors = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    rates = []
+    for optimizer in optimizers:
+        optimizer.register_step_pre_hook(
+            lambda optimizer, *_: rates.append(float(optimizer.param_groups[0]["lr"]))
+        )
+    train(notebook, 3)  # 15 steps
+    expected = [min(1, (15 - n) / 5) * 0.0002 for n in range(15) for _ in optimizers]
+    assert rates == pytest.approx(expected)
+    for optimizer, tensor in zip(optimizers, tensors, strict=True):
+        assert (optimizer.param_groups[0]["lr"] is tensor) == rates_are_tensors
+
+
+def test_falling_rates_go_on_where_they_stopped(tmp_path):
+    def prepare_in(name: str) -> types.ModuleType:
+        return prepare(tmp_path / name, idea="falling_rates")
+
+    whole = train(prepare_in("whole"), 3)
+    act_at(stopped := prepare_in("stopped"), 11, lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert len(train(stopped, 3)) == 12
+    assert train(prepare_in("stopped"), 3) == whole
+    assert differing_files(tmp_path / "stopped", tmp_path / "whole") == []
+
+
+def test_photographs_are_grey_around_the_face(notebook):
+    apply_idea("plain_background", notebook)
+    x = torch.rand(4, 3, 64, 64)
+    y = notebook.scale(x)
+    for row, column in ((0, 0), (0, 63), (63, 0), (63, 63), (0, 32), (32, 0), (32, 63)):
+        assert not y[:, :, row, column].any()
+    assert torch.equal(y[:, :, 20:50, 24:40], 2 * x[:, :, 20:50, 24:40] - 1)  # eyes and mouth
+    share = (y != 0).float().mean().item()
+    assert 0.58 < share < 0.63  # the ellipse has 0.62, a little of it below the image
+    paint = file_of("plain_background").paint
+    areas = [paint(torch.ones(size, size)).mean().item() for size in (32, 64)]
+    assert areas[0] == pytest.approx(areas[1], abs=0.003)
 
 
 def test_dropout_is_in_each_of_ds_blocks(notebook):
