@@ -67,7 +67,7 @@ def show_images(
     row_labels: list[str] | None = None,
     column_labels: list[str] | None = None,
 ) -> None:
-    """Show images in rows, each enlarged to fill the page's width, and save the figure.
+    """Show images in rows, small ones enlarged up to four times, and save the figure.
 
     Args:
         images: uint8 array (n, H, W, 3).
@@ -76,11 +76,13 @@ def show_images(
         row_labels: a text for each row.
         column_labels: a text for each column.
     """
-    grid = image_grid(images, columns, scale=max(1, round(1000 / columns / images.shape[2])))
+    scale = min(4, max(1, round(720 / columns / images.shape[2])))
+    grid = image_grid(images, columns, scale)
     rows = math.ceil(len(images) / columns)
-    size = (10, 10 * grid.shape[0] / grid.shape[1])  # inches
-    figure, axes = plt.subplots(figsize=size, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0, h_pad=0)
+    labels = [0 if row_labels is None else 1.1, 0 if column_labels is None else 0.3]  # inches
+    size = np.array([grid.shape[1], grid.shape[0]]) / 100 + labels
+    figure, axes = plt.subplots(figsize=size, dpi=100, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0, h_pad=0.02)
     axes.imshow(grid)
     axes.set(xticks=[], yticks=[], frame_on=False)
     axes.tick_params(length=0, labelsize=12)

@@ -124,8 +124,7 @@ TASKS = {
             "(d_optimizer, g_optimizer)), with images and latents; hand both losses to "
             "run.end_batch; and move the average with update_ema(G_ema, G, run.n_steps)",
             "after each epoch renew G_ema's batch norm, update_bn(fixed_z.split(100), G_ema), and "
-            "call run.end_epoch(G_ema, fixed_z[: max(16, evaluator.size)], evaluator), which "
-            "measures, saves and shows",
+            "call run.end_epoch(G_ema, fixed_z, evaluator), which measures, saves and shows",
             "return run.losses, one pair (d_loss, g_loss) for each batch",
         ),
     ),
