@@ -276,6 +276,12 @@ def test_no_step_waits_and_each_may_be_recorded(tmp_path, capsys, rehearsals, id
     assert "without a CUDA graph" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("idea", "most"), [("", 240), ("r1", 600)])
+def test_a_step_has_few_operators(tmp_path, rehearsals, idea, most):
+    train(prepare(tmp_path, idea=idea), 1)
+    assert most / 2 < len(rehearsals[0]._before.calls) <= most
+
+
 def test_a_rehearsal_changes_nothing(tmp_path, rehearsals):
     losses = train(prepare_fast(tmp_path / "rehearsed", "float32", idea="r1+dropout"))
     assert rehearsals[0].is_over
