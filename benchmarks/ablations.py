@@ -67,13 +67,14 @@ from benchmarks.features import (
     is_installed,
     load_photographs,
 )
-from benchmarks.machine import find_device, hardware
+from benchmarks.machine import hardware
 from faces.data import get_data
 from faces.files import HERE, NOTEBOOK
 from faces.generator import generate_faces
 from faces.images import FaceDataset, fingerprint
 from faces.measures import Evaluator
 from faces.notebook import IDEAS, RANGES, hash_ideas, load_definitions
+from faces.parallel import find_device
 from faces.properties import balancing_weights, ita_shares
 
 OTHER_SETTINGS = ["beta1=0.9", "beta1=0.0", "ema_decay=0"]

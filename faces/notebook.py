@@ -21,11 +21,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-import torch
 from IPython.core.inputtransformer2 import TransformerManager
 from torch.utils.data import DataLoader
 
 from faces.files import HERE, NOTEBOOK
+from faces.parallel import find_device
 
 IDEAS = HERE / "ideas"
 _START = Path.cwd()  # that of the notebook, wherever its tests run its functions
@@ -183,7 +183,7 @@ def choose_settings(
 
     Args:
         preset: a name in ``presets``, or "auto": the environment variable ``FACES_PRESET`` if it
-            is set, else "full" where there is an accelerator and "quick" on a CPU.
+            is set, else "full" on an accelerator and "quick" on the CPU, see ``find_device``.
         presets: each preset's settings. Those that all presets list are taken where the given one
             is ``None``; those that only some of them list always hold.
         given: the settings among others, "idea" too, and "data_dir" and "output_dir".
@@ -193,15 +193,15 @@ def choose_settings(
 
     Raises:
         ValueError: if there is no such preset, settings are out of their ranges, there is no such
-            idea, or the results would lie among the images; it names all.
+            idea, or the results would lie among the images; it names all. Also see ``find_device``.
     """
     why = "given by hand"
     if preset == "auto" and os.environ.get("FACES_PRESET"):
         preset, why = os.environ["FACES_PRESET"], "from the environment variable FACES_PRESET"
-    elif preset == "auto" and torch.accelerator.is_available():
-        preset, why = "full", "auto: there is an accelerator"
     elif preset == "auto":
-        preset, why = "quick", "auto: there is no accelerator"
+        device = find_device()
+        preset = "quick" if device.type == "cpu" else "full"
+        why = f"auto: the device is {device}"
     wrong = []
     if not isinstance(preset, str) or preset not in presets:
         known = ", ".join(presets)

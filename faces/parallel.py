@@ -6,6 +6,7 @@ not compute what one does, and because PyTorch's synchronised batch norm works o
 
 from __future__ import annotations
 
+import functools
 import inspect
 import io
 import os
@@ -17,40 +18,84 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from IPython import get_ipython
 from IPython.display import display
 from torch import Tensor, nn
 from tqdm import tqdm
 
 
+def find_device() -> torch.device:
+    """Find the device of this process: an accelerator that can compute, else the CPU.
+
+    Of the processes that ``torchrun`` started, each gets an accelerator of its own, or all share
+    the CPU (always on a Mac, whose GPU has no backend for several processes).
+
+    Raises:
+        ValueError: if a machine has fewer accelerators than processes, or one of several processes
+            has an accelerator that cannot compute.
+    """
+    kind = torch.accelerator.current_accelerator()  # that this PyTorch was built for
+    if kind is None or not torch.accelerator.device_count():
+        return torch.device("cpu")
+    if _num_processes() > 1 and kind.type == "mps":
+        return torch.device("cpu")
+    device = torch.device(kind.type, _local_rank())
+    if device.index >= torch.accelerator.device_count():
+        raise ValueError(
+            f"There are {torch.accelerator.device_count()} accelerators on this machine. Set "
+            "--nproc-per-node to that number, or hide them to run on the CPU."
+        )
+    return device if _computes(device) else torch.device("cpu")
+
+
+@functools.cache
+def _computes(device: torch.device) -> bool:
+    """Try an accelerator; say why if it cannot compute.
+
+    Its driver may be too old for PyTorch, and PyTorch may have no code for an old GPU.
+    """
+    try:
+        x = torch.ones(1, 1, 4, 4, device=device)
+        (F.conv2d(x, x) + (x @ x).mean()).item()  # which waits for the result
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).strip().partition("\n")[0]
+        if _num_processes() > 1:  # else one would wait for the others with another backend
+            raise ValueError(
+                f"{device} cannot be used ({why}). Hide the accelerators to run on the CPU."
+            ) from error
+        print(f"{device} cannot be used ({why}): everything runs on the CPU.")
+        return False
+    return True
+
+
+def _num_processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", 0)) if _num_processes() > 1 else 0
+
+
 def join_processes() -> tuple[torch.device, int]:
     """Join the processes that ``torchrun`` started, if it did.
 
-    Each sits on an accelerator of its own, or all share the CPU (always on a Mac). Only the main
-    one prints and writes: the others' standard output is dropped. From here on printing never
-    fails, see ``keep_printing``.
+    Only the main one prints and writes: the others' standard output is dropped. From here on
+    printing never fails, see ``keep_printing``.
 
     Returns:
         This process's device, and how many processes there are.
 
     Raises:
-        ValueError: if a machine has fewer accelerators than processes.
+        ValueError: see ``find_device``.
     """
-    num_processes = int(os.environ.get("WORLD_SIZE", 1))
-    local_rank = int(os.environ.get("LOCAL_RANK", 0)) if num_processes > 1 else 0
+    num_processes = _num_processes()
     if num_processes > 1 and os.environ.get("RANK", "0") != "0":
         sys.stdout = None
     keep_printing()
-    device = torch.device("cpu")
-    kind = torch.accelerator.current_accelerator(check_available=True)
-    if kind and (num_processes == 1 or kind.type != "mps"):  # that has no backend for several
-        if local_rank >= torch.accelerator.device_count():
-            raise ValueError(
-                f"There are {torch.accelerator.device_count()} accelerators on this machine. Set "
-                "--nproc-per-node to that number, or hide them to run on the CPU."
-            )
-        torch.accelerator.set_device_index(local_rank)
-        device = torch.device(kind.type, local_rank)
+    device = find_device()
+    if device.type != "cpu":
+        torch.accelerator.set_device_index(device.index)
     if num_processes > 1 and not dist.is_initialized():
         # Others wait while one decodes the images.
         dist.init_process_group(

@@ -6,11 +6,17 @@ convolutions as matrix products on a CPU, a step recorded on a CUDA device.
 
 from __future__ import annotations
 
+import itertools
+import linecache
 import os
+import sys
+import sysconfig
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -18,6 +24,7 @@ import torch
 import torch.nn.functional as F
 import torch.nn.modules.module
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from faces.parallel import distribute, join_processes, leave_processes, print_main
 
@@ -33,17 +40,19 @@ class Accelerator:
     Attributes:
         device: this process's device.
         num_processes: how many train together: one, or those that ``torchrun`` started.
-        precision: "bfloat16" where the device multiplies matrices much faster in it, else
-            "float32".
+        precision, memory_format: see ``choose_precision``; as PyTorch has them by default without
+            ``accelerate``.
 
     Raises:
-        ValueError: if a machine has fewer accelerators than processes.
+        ValueError: see ``find_device``.
     """
 
     def __init__(self, accelerate: bool = True) -> None:
         self.device, self.num_processes = join_processes()
         self.accelerate = accelerate
-        self.precision = "bfloat16" if accelerate and bfloat16_pays(self.device) else "float32"
+        self.precision, self.memory_format = "float32", torch.contiguous_format
+        if accelerate:
+            self.precision, self.memory_format = choose_precision(self.device)
 
     def prepare(self, *networks: nn.Module) -> tuple[nn.Module, ...]:
         """Move networks to the device and make them fast there, in place; return them.
@@ -53,7 +62,7 @@ class Accelerator:
         for network in networks:
             network.to(self.device)
             if self.accelerate:
-                make_fast(network, self.device, self.precision)
+                make_fast(network, self.device, self.precision, self.memory_format)
         return networks
 
     def capture(
@@ -83,20 +92,54 @@ class Accelerator:
         self.num_processes = 1
 
 
-def make_fast(network: nn.Module, device: torch.device, precision: str) -> None:
+def choose_precision(device: torch.device) -> tuple[str, torch.memory_format]:
+    """Choose how a device computes networks: in which precision, and in which order of memory.
+
+    On a CUDA device both changes come together, from compute capability 8.0 on: before that there
+    are no units for bfloat16, and in float32 ``channels_last`` may be slower
+    (https://github.com/pytorch/pytorch/issues/44943). On an Apple GPU batch norm's backward pass
+    fails in that order, or is wrong, in PyTorch 2.11 to 2.13
+    (https://github.com/pytorch/pytorch/issues/175189).
+
+    Returns:
+        "bfloat16" where the device multiplies matrices much faster in it, else "float32"; and
+        ``torch.channels_last`` or ``torch.contiguous_format``.
+    """
+    if device.type == "cpu":
+        has_units = cpu_flags() & {"amx_bf16", "avx512_bf16"}
+        is_hidden = "AVX512" not in torch.backends.cpu.get_cpu_capability()  # by a variable
+        return "bfloat16" if has_units and not is_hidden else "float32", torch.channels_last
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
+        return "bfloat16", torch.channels_last
+    is_last = device.type not in ("cuda", "mps")
+    return "float32", torch.channels_last if is_last else torch.contiguous_format
+
+
+def cpu_flags() -> set[str]:
+    """Name what an x86 processor can do, such as "avx512_bf16", as Linux does; {} elsewhere."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return next((set(line.split()) for line in lines if line.startswith("flags")), set())
+
+
+def make_fast(
+    network: nn.Module, device: torch.device, precision: str, memory_format: torch.memory_format
+) -> None:
     """Make a network fast on the device that it is on, in place.
 
-    Weights and activations are kept in the order of PyTorch's ``channels_last``, except on an Apple
-    GPU: there batch norm's backward pass fails in that order, or is wrong, in PyTorch 2.11 to 2.13
-    (https://github.com/pytorch/pytorch/issues/175189). On a CPU the 4x4 convolutions of small
-    images (8x8 pixels and less on the larger side) become matrix products with the images' patches:
-    the convolution library is several times slower there. In bfloat16 the network computes while it
-    trains, and still returns float32.
+    On a CPU the 4x4 convolutions of small images (8x8 pixels and less on the larger side) become
+    matrix products with the images' patches: the convolution library is several times slower there.
+    In bfloat16 the network computes while it trains, and still returns float32.
+
+    Args:
+        network: its weights are on the device.
+        device: where it computes.
+        precision: "bfloat16" or "float32".
+        memory_format: the order of its weights, see ``choose_precision``.
     """
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
-    if device.type != "mps":
-        network.to(memory_format=torch.channels_last)
+    network.to(memory_format=memory_format)
     if device.type == "cpu":
         multiply_patches(network)
     if precision == "bfloat16":
@@ -151,15 +194,6 @@ class FreeCores:
         times, own = psutil.cpu_times(), psutil.Process().cpu_times()
         idle = times.idle + getattr(times, "iowait", 0)
         return time.monotonic(), idle + own.user + own.system
-
-
-def bfloat16_pays(device: torch.device) -> bool:
-    """Whether a device multiplies matrices in bfloat16 much faster than in float32."""
-    if device.type == "cpu":
-        has = torch.cpu.get_capabilities()
-        is_hidden = "AVX512" not in torch.backends.cpu.get_cpu_capability()  # by a variable
-        return bool(has.get("amx_bf16") or has.get("avx512_bf16")) and not is_hidden
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _in_bfloat16(plain: type[nn.Module]) -> type[nn.Module]:
@@ -268,11 +302,12 @@ class _ConvTranspose2d(nn.ConvTranspose2d):
 class RecordedStep:
     """A training step that is recorded once as a CUDA graph and then replayed.
 
-    Replaying costs the CPU one call instead of hundreds. The first three calls run plainly on the
-    stream that then records, as PyTorch's notes on CUDA graphs ask for; so does a batch smaller
-    than the one recorded, and every call while global hooks on modules or optimizers want to see
-    it. Random numbers drawn on the GPU are new at each replay; numbers of Python's, such as a
-    learning rate that was set to a float again, stay what they were at the recording.
+    Replaying costs the CPU one call instead of hundreds. The first calls run plainly on the stream
+    that then records, as PyTorch's notes on CUDA graphs ask for; so does a batch smaller than the
+    one recorded, and every call while global hooks on modules or optimizers want to see it. Random
+    numbers drawn on the GPU are new at each replay. Numbers of Python's would stay what they were
+    at the recording: where the first calls show one that changes, or a wait for the GPU, the step
+    is never recorded, see ``Rehearsal``.
 
     Args:
         step: takes images and latents on a CUDA device and returns tensors; everything that it
@@ -292,17 +327,19 @@ class RecordedStep:
         self._step = step
         self._stream = torch.cuda.Stream()
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._size = self._n_plain = 0
+        self._size = 0
+        self._rehearsal = Rehearsal(self._run_plainly)
         for optimizer in optimizers:
             _make_capturable(optimizer)
 
     def __call__(self, images: Tensor, z: Tensor) -> tuple[Tensor, ...]:
         """Run the step; what it returns is overwritten by the next call."""
         if len(images) > self._size:  # a larger batch than before: record that
-            self._size, self._n_plain, self._graph = len(images), 0, None
-        if len(images) < self._size or self._n_plain < 3 or _is_watched():
-            self._n_plain += len(images) == self._size
+            self._size, self._graph, self._rehearsal = len(images), None, self._rehearsal.again()
+        if len(images) < self._size:
             return self._run_plainly(images, z)
+        if not self._rehearsal.is_over or _is_watched():
+            return self._rehearsal(images, z)
         if self._graph is None:
             self._batch = images.clone(), z.clone()
             self._graph = torch.cuda.CUDAGraph()
@@ -326,6 +363,133 @@ class RecordedStep:
             returned = [tensor.detach() for tensor in self._step(images, z)]
         torch.cuda.current_stream().wait_stream(self._stream)
         return tuple(returned)
+
+
+class Rehearsal:
+    """The calls of a step before it is recorded, which show whether a recording would do the same.
+
+    The first call makes the optimizers' states. The operators of the second and the third must be
+    the same, and be given the same numbers by Python. In the fourth nothing may wait for the GPU.
+
+    Args:
+        step: takes images and latents.
+
+    Attributes:
+        is_over: whether the step can be recorded now. If it cannot be recorded at all, that is said
+            once, and this stays False.
+    """
+
+    def __init__(self, step: Callable[..., tuple[Tensor, ...]]) -> None:
+        self._step = step
+        self._n_calls = 0
+        self._is_refused = False
+
+    @property
+    def is_over(self) -> bool:
+        return self._n_calls >= 4 and not self._is_refused
+
+    def again(self) -> Rehearsal:
+        """Begin again, for batches of another size; what was refused stays so."""
+        return self if self._is_refused else Rehearsal(self._step)
+
+    def __call__(self, images: Tensor, z: Tensor) -> tuple[Tensor, ...]:
+        """Run the step, as it is."""
+        self._n_calls += 1
+        if self._n_calls in (2, 3):
+            with Operators(images.device) as operators:
+                returned = self._step(images, z)
+            if self._n_calls == 2:
+                self._before = operators
+            elif place := self._before.first_difference(operators):
+                self._refuse(f"does not do the same each time ({place}), as a recording would")
+        elif self._n_calls == 4 and not self._is_refused:
+            with _noting_waits() as places:
+                returned = self._step(images, z)
+            if places:
+                self._refuse(f"waits for the GPU ({places[0]}), which a recording cannot")
+        else:
+            returned = self._step(images, z)
+        return returned
+
+    def _refuse(self, why: str) -> None:
+        self._is_refused = True
+        print_main(f"The training step {why}: it is run without a CUDA graph, which is slower.")
+
+
+class Operators(TorchDispatchMode):
+    """Notes each of PyTorch's operators that runs, with the numbers it is given, and by which line.
+
+    Of a tensor on the device the type and the shape are noted, of a single number elsewhere the
+    value, since a recording would repeat that too.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self._device = device
+        self.calls: list[str] = []
+        self._places: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Note an operator, then run it."""
+        kwargs = kwargs or {}
+        self.calls.append(f"{func}{self._describe((args, kwargs))}")
+        self._places.append(_place())
+        return func(*args, **kwargs)
+
+    def _describe(self, value: Any) -> str:
+        if isinstance(value, Tensor):
+            is_number = value.device != self._device and value.dim() == 0
+            return str(value.item() if is_number else (value.dtype, *value.shape))
+        if isinstance(value, dict):
+            value = list(value.items())
+        if isinstance(value, (list, tuple)):
+            return f"({', '.join(map(self._describe, value))})"
+        is_constant = isinstance(value, (bool, int, float, complex, str))
+        return repr(value) if is_constant else type(value).__name__
+
+    def first_difference(self, other: Operators) -> str | None:
+        """Name the line of the first operator that another run does not have, or has otherwise."""
+        pairs = itertools.zip_longest(self.calls, other.calls)
+        differ = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+        if differ is None:
+            return None
+        longer = max(self, other, key=lambda operators: len(operators.calls))
+        return longer._places[differ]
+
+
+@contextmanager
+def _noting_waits() -> Iterator[list[str]]:
+    """Note the lines at which the CPU waits for a CUDA device."""
+    places: list[str] = []
+    mode, show = torch.cuda.get_sync_debug_mode(), warnings.showwarning
+
+    def note(message: Warning | str, *rest: Any) -> None:
+        if "synchronizing CUDA operation" in str(message):
+            places.append(_place())
+        else:
+            show(message, *rest)
+
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("always", message=".*synchronizing CUDA operation")
+            warnings.showwarning = note
+            yield places
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+
+
+def _place() -> str:
+    """Name the innermost line that is neither PyTorch's nor of this package, and show it."""
+    others = (*torch.__path__, str(Path(__file__).parent), sysconfig.get_path("stdlib"))
+    frame = sys._getframe(1)
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if not path.startswith(others):
+            line = linecache.getline(path, frame.f_lineno).strip()
+            return f"{path}, line {frame.f_lineno}: {line}"
+        frame = frame.f_back
+    return "in a backward pass"
 
 
 def _make_capturable(optimizer: torch.optim.Optimizer) -> None:

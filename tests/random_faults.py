@@ -29,7 +29,7 @@ from unittest import mock
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from small_training import differing_files, prepare, train
+from small_training import differing_files, hide_accelerators, prepare, train
 
 from faces.checkpoints import CHECKPOINTS
 from faces.generator import generate_faces
@@ -217,4 +217,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    hide_accelerators()  # a fork cannot use one
     main()

@@ -77,7 +77,7 @@ def prepare(
 
 def prepare_fast(folder: Path, precision: str, **options: Any) -> ModuleType:
     """A notebook with the fast step in a precision, whatever this machine would choose."""
-    with mock.patch("faces.speed.bfloat16_pays", lambda device: precision == "bfloat16"):
+    with mock.patch("faces.speed.choose_precision", lambda _: (precision, torch.channels_last)):
         return prepare(folder, accelerate=True, **options)
 
 
@@ -119,6 +119,11 @@ def differing_files(folder: Path, whole: Path) -> list[str]:
     return differing
 
 
+def hide_accelerators() -> None:
+    """Let PyTorch find no accelerator of any kind, for the rest of this process."""
+    torch.accelerator.current_accelerator = lambda *args, **options: None
+
+
 def become_two() -> int:
     """Make another process, and the environment that torchrun would; return its number, or 0."""
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -156,6 +161,7 @@ def stop_one_of_two(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    hide_accelerators()  # two processes may not share one
     torch.set_num_threads(1)
     work = train_on_other_images if sys.argv[2:] == ["--other-images"] else stop_one_of_two
     work(Path(sys.argv[1]))

@@ -107,7 +107,8 @@ OTHERS = dict(idea="", data_dir="faces", output_dir="runs/faces")
 def test_the_preset_is_chosen_and_said(
     monkeypatch, capsys, preset, accelerator, variable, expected
 ):
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerator)
+    device = torch.device("cuda", 0) if accelerator else torch.device("cpu")
+    monkeypatch.setattr("faces.notebook.find_device", lambda: device)
     monkeypatch.setenv("FACES_PRESET", variable)
     given = GIVEN | OTHERS | {"idea": None, "something_else": 1}
     settings = helpers.choose_settings(preset, PRESETS, given)

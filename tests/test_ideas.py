@@ -378,7 +378,7 @@ def test_penalties_have_the_same_gradients_on_the_fast_path(notebook, precision)
     D, _ = notebook.build_network(16, 8, 10)
     torch.nn.init.normal_(D.fc.weight)
     fast = copy.deepcopy(D)
-    make_fast(fast, torch.device("cpu"), precision)
+    make_fast(fast, torch.device("cpu"), precision, torch.channels_last)
     images = torch.rand(32, 3, 32, 32, requires_grad=True)
     for network in (D, fast):
         slope_at(network, images).backward()
