@@ -137,7 +137,7 @@ def draw_points(axes: Axes, real: np.ndarray, fakes: np.ndarray, title: str) -> 
     axes.scatter(*fakes.T, s=6, color="C1", label="fake")
     side = max(1.6, 1.1 * np.abs(fakes).max())  # what runs away stays in sight
     axes.set(title=title, xlim=(-side, side), ylim=(-side, side), aspect="equal")
-    axes.legend(loc="center", frameon=False)
+    axes.legend(loc="upper right", fontsize=8, handletextpad=0, borderpad=0.2)
 
 
 def show_animation(
