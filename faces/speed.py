@@ -401,19 +401,25 @@ class Rehearsal:
             if self._n_calls == 2:
                 self._before = operators
             elif place := self._before.first_difference(operators):
-                self._refuse(f"does not do the same each time ({place}), as a recording would")
+                self._refuse(
+                    f"The training step does not do the same each time ({place}), as a recording "
+                    "would: it is run without a CUDA graph, which is slower."
+                )
         elif self._n_calls == 4 and not self._is_refused:
             with _noting_waits() as places:
                 returned = self._step(images, z)
             if places:
-                self._refuse(f"waits for the GPU ({places[0]}), which a recording cannot")
+                self._refuse(
+                    f"The training step waits for the GPU ({places[0]}), which a recording cannot: "
+                    "it is run without a CUDA graph, which is slower."
+                )
         else:
             returned = self._step(images, z)
         return returned
 
     def _refuse(self, why: str) -> None:
         self._is_refused = True
-        print_main(f"The training step {why}: it is run without a CUDA graph, which is slower.")
+        print_main(why)
 
 
 class Operators(TorchDispatchMode):
