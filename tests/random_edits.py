@@ -50,7 +50,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from conftest import blobs
+from conftest import blobs, shorten
 
 import helpers
 from faces.files import HERE, NOTEBOOK
@@ -59,7 +59,8 @@ from faces.show import write_images
 TINY = {"preset": "quick", "idea": "", "max_images": 27, "n_epochs": 2, "batch_size": 8}
 TINY |= {"d_conv_dim": 4, "g_conv_dim": 4, "z_size": 10, "accelerate": False}
 RESULTS = ["losses.csv", "measures.csv", "samples.npz", "generator.safetensors"]
-SHOWING = ["show_images", "show_figure", "show_animation", "show_network", "explore"]
+SHOWING = ["show_images", "show_figure", "show_animation", "animate_points", "show_network"]
+SHOWING += ["explore"]
 LAYERS = {"ReLU": "ELU", "LeakyReLU": "ReLU", "BatchNorm2d": "InstanceNorm2d", "tanh": "sigmoid"}
 LAYERS |= {"Conv2d": "ConvTranspose2d", "ConvTranspose2d": "Conv2d", "Identity": "Tanh"}
 OPTIMIZERS = ["AdamW", "NAdam", "SGD", "RMSprop"]
@@ -85,7 +86,7 @@ def read_notebook(**others: Any) -> list[str]:
     """The sources of the notebook's code cells, with tiny settings, and others, in their cell."""
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
-    sources = ["".join(cell["source"]) for cell in code]
+    sources = shorten(["".join(cell["source"]) for cell in code])
     (i,) = (i for i, c in enumerate(code) if "parameters" in c["metadata"].get("tags", []))
     settings = TINY | {"data_dir": "images", "output_dir": "run"} | others
     for name, value in settings.items():
