@@ -55,9 +55,10 @@ def texts() -> list[str]:
 
 def test_a_drawn_network_names_every_layer_and_size(tmp_path):
     show.draw_network(Small(), torch.rand(2, 5), tmp_path / "network.png")
-    expected = ["5", "fc", "linear", "6 x 4 x 4", "deconv1", "4x4, stride 2", "4 x 8 x 8"]
-    expected += ["deconv2", "6x6, stride 2", "3 x 16 x 16", "conv1", "3x3, stride 1"]
-    expected += ["8 x 16 x 16", "score", "linear", "1"]
+    expected = ["5", "fc", "linear", "96\n= 6 x 4 x 4", "deconv1"]
+    expected += ["4x4, stride 2\nbatch norm\nReLU", "4 x 8 x 8", "deconv2", "6x6, stride 2"]
+    expected += ["3 x 16 x 16", "conv1", "3x3, stride 1", "8 x 16 x 16\n= 2048", "score", "linear"]
+    expected += ["1"]
     assert texts() == expected
     with Image.open(tmp_path / "network.png") as image:
         assert image.convert("L").getextrema()[1] == 255 and image.width >= 1000
@@ -71,9 +72,9 @@ def test_the_texts_of_a_large_network_do_not_overlap(channels, side):
     logit = nn.Linear(widths[-1] * (side // 16) ** 2, 1)
     network = nn.Sequential(*convs, nn.Flatten(), logit).requires_grad_(False)
     show.draw_network(network, torch.rand(1, 3, side, side))
-    assert [text for text in texts() if " x " in text] == [
-        f"{width} x {side >> i} x {side >> i}" for i, width in enumerate(widths)
-    ]
+    sizes = [f"{width} x {side >> i} x {side >> i}" for i, width in enumerate(widths)]
+    sizes[-1] += f"\n= {logit.in_features}"  # before and after the flattening
+    assert [text for text in texts() if " x " in text] == sizes
 
 
 @pytest.mark.parametrize("describe", [show.draw_network, show.layer_table])
