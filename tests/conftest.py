@@ -73,11 +73,11 @@ def blobs(n: int, height: int, width: int, seed: int) -> np.ndarray:
 
 def shorten(sources: list[str]) -> list[str]:
     """The notebook's code cells with fewer steps in what it trains before the real training."""
-    code = "\0".join(sources)
+    code = "\n\0\n".join(sources)
     for name, n_steps in {"ring_steps": 100, "bare_steps": 3}.items():
         code, n = re.subn(rf"^{name} = [\d_]+$", f"{name} = {n_steps}", code, flags=re.MULTILINE)
         assert n == 1, name
-    return code.split("\0")
+    return code.split("\n\0\n")
 
 
 def load(folder: Path, **options: bool) -> np.ndarray:
