@@ -36,6 +36,7 @@ def test_only_definitions_of_a_notebook_run(tmp_path):
         new_code_cell("try:\n    import cmath\nexcept ModuleNotFoundError:\n    raise SystemExit"),
         new_code_cell("try:\n    import math\n    tried = 1\nexcept ValueError:\n    pass"),
         new_code_cell("built = double(start)", metadata={"tags": ["build"]}),
+        new_code_cell("failures = 1\nimport no_such_module"),
     ]
     nbformat.write(new_notebook(cells=cells), tmp_path / "solution.ipynb")
     notebook = load_definitions(tmp_path / "solution.ipynb")
@@ -44,6 +45,8 @@ def test_only_definitions_of_a_notebook_run(tmp_path):
     assert not {"floor", "made", "later", "sizes", "built", "tried"} & set(vars(notebook))
     assert inspect.getsource(notebook.double).startswith("def double(x):")
     assert sys.modules[notebook.double.__module__] is notebook
+    with pytest.raises(AttributeError, match="does not define gone; .* could not be run .ModuleN"):
+        _ = notebook.gone
     prepare(notebook, start=4, size=1)
     assert notebook.built == 9 and not hasattr(notebook, "made")
 
