@@ -18,8 +18,8 @@ on and the results of the first run in its folder. It may
 Anything else is an old result shown as a new one, or an error that is hard to understand.
 
 Cells are found by what they do, not by their places. They are executed in this process, without
-figures and without the rubric's tests. Random numbers are seeded just before the networks are made,
-since an example further up may draw a different number of them.
+figures and without the rubric's tests. Random numbers are seeded just before the networks are made
+and trained, since the cells further up may draw a different number of them.
 """
 
 import argparse
@@ -114,7 +114,8 @@ def run(sources: list[str], place: Path) -> Ended:
     """Execute a notebook's code cells in a folder, as a kernel does one after the other."""
     module = types.ModuleType("edited_notebook")
     module.get_ipython = mock.MagicMock()  # for what a command of IPython becomes
-    number, building = next(_numbers), find_cells(sources, "build_network")[:1]
+    number = next(_numbers)
+    seeded = {*find_cells(sources, "build_network"), *find_cells(sources, "train")}
     with ExitStack() as stack:
         stack.enter_context(mock.patch.dict(sys.modules, {module.__name__: module}))
         stack.enter_context(mock.patch.dict(sys.modules, problem_unittests=mock.MagicMock()))
@@ -134,7 +135,7 @@ def run(sources: list[str], place: Path) -> Ended:
                 source = TransformerManager().transform_cell(source)
                 linecache.cache[name] = (len(source), None, source.splitlines(True), name)
                 code = compile(source, name, "exec")
-                if i in building:
+                if i in seeded:
                     torch.manual_seed(0)
                 exec(code, vars(module))
             except (Exception, SystemExit) as error:
