@@ -144,6 +144,23 @@ def test_of_many_frames_sixty_are_saved_and_shown(tmp_path, monkeypatch):
             assert np.abs(np.diff(seen) - 255 / 59).max() < 4  # at equal distances
 
 
+def test_points_can_be_watched_moving(tmp_path):
+    real, fakes = np.zeros((4, 2)), np.stack([np.full((5, 2), at) for at in (0.5, -4.0)])
+    show.animate_points(real, fakes, ["step 0", "step 1"], tmp_path / "points.gif")
+    with Image.open(tmp_path / "points.gif") as animation:
+        assert (animation.n_frames, animation.size) == (2, (320, 320))
+    _, axes = plt.subplots()
+    for points, side in zip(fakes, (1.6, 4.4), strict=True):  # what runs away stays in sight
+        show.draw_points(axes, real, points, "step")
+        assert axes.get_xlim() == axes.get_ylim() == pytest.approx((-side, side))
+    assert [len(shown.get_offsets()) for shown in axes.collections] == [4, 5, 4, 5]
+
+
+def test_columns_have_labels():
+    show.show_images(blobs(6, 8, 8, seed=0), 3, column_labels=["A", "", "B"])
+    assert [label.get_text() for label in plt.gca().get_xticklabels()] == ["A", "", "B"]
+
+
 def test_a_script_only_writes_the_animation(tmp_path, capsys):
     show.show_animation(blobs(3, 20, 30, seed=0), tmp_path / "progress.gif")
     assert capsys.readouterr().out == ""
