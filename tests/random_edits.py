@@ -68,6 +68,7 @@ OPTIONS = ["weight_decay=0.1", "amsgrad=True", "eps=1e-4", "maximize=True"]
 ADDED = ["%matplotlib inline", "!nvidia-smi", "names = !ls", "%%bash\necho hello", "%%time\nx = 1"]
 ADDED += ["def half_written(", "def draw():\n    pass", "batch_size = 4", "# a note", "print(1)"]
 INDIRECT = {"data", "held_out", "d_optimizer", "g_optimizer"}  # changed by another name perhaps
+NETWORKS = {"Discriminator", "Generator", "conv", "deconv"}  # of which D and G are made
 SENTENCE = re.compile(r"[\w'./-]+( [^ \n]+){4,}")
 
 # ------------------------------------------------------------------------ running
@@ -408,8 +409,9 @@ class Edits:
             return True
         codes = [f.f_code for f, _ in traceback.walk_tb(ended.error.__traceback__)]
         here = [c for c in codes if c.co_filename.startswith("<run ")]
+        names = edit.names | ({"D", "G"} if edit.names & NETWORKS else set())
         is_edited = any(c.co_filename.endswith(f"cell {edit.cell}>") for c in here)
-        return (is_edited and edit.n_shift >= 0) or any(edit.names & {*c.co_names} for c in here)
+        return (is_edited and edit.n_shift >= 0) or any(names & {*c.co_names} for c in here)
 
 
 def main() -> None:
