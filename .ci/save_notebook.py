@@ -10,8 +10,17 @@ import io
 import sys
 
 import nbformat
-from nbconvert.preprocessors import CoalesceStreamsPreprocessor, TagRemovePreprocessor
-from PIL import Image
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+from PIL import Image, ImageDraw, ImageFont
+
+INSTEAD = "Photographs may not be published. Run this cell to see them."
+
+
+def encode(image: Image.Image) -> str:
+    """Encode an image as a PNG in base64."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def smaller(png: str) -> str:
@@ -24,29 +33,46 @@ def smaller(png: str) -> str:
         return png
     if image.mode == "RGBA" and image.getextrema()[3] == (255, 255):
         image = image.convert("RGB")
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return base64.b64encode(buffer.getvalue()).decode()
+    return encode(image)
+
+
+def placeholder() -> Image.Image:
+    """Draw a light grey box of 1000x200 pixels that says ``INSTEAD``."""
+    image = Image.new("L", (500, 100), 225)
+    font = ImageFont.load_default_imagefont()  # its dots are the same everywhere
+    _, _, width, height = font.getbbox(INSTEAD)
+    corner = (image.width - width) // 2, (image.height - height) // 2
+    ImageDraw.Draw(image).text(corner, INSTEAD, fill=60, font=font)
+    return image.resize((1000, 200), Image.Resampling.NEAREST)
+
+
+def without_photographs(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    """The outputs of a cell that shows photographs: what it printed, and a grey box."""
+    printed = [output for output in cell.outputs if output.output_type == "stream"]
+    data = {"image/png": encode(placeholder()), "text/plain": ""}
+    return [*printed, nbformat.v4.new_output("display_data", data)]
 
 
 def main(executed: str, target: str) -> None:
-    """Write ``executed`` to ``target`` without the outputs of cells tagged ``real-photos``.
+    """Write ``executed`` to ``target``, with a grey box in the place of all photographs.
 
-    Lines printed one after the other become one output, and pictures take less room.
+    Those are in cells tagged ``real-photos``. Each picture gets the text in its place, ``alt``, of
+    its cell's metadata, unless it has its own. Lines printed one after the other become one output,
+    and pictures take less room.
     """
     notebook = nbformat.read(executed, as_version=4)
     if any("injected-parameters" in cell.metadata.get("tags", []) for cell in notebook.cells):
         sys.exit(f"{executed} was run with settings of its own: run the notebook as it is.")
-    counts = [cell.get("execution_count") for cell in notebook.cells]
-    strip = TagRemovePreprocessor(enabled=True, remove_all_outputs_tags={"real-photos"})
-    notebook, _ = strip.preprocess(notebook, {})
     notebook, _ = CoalesceStreamsPreprocessor(enabled=True).preprocess(notebook, {})
-    for cell, count in zip(notebook.cells, counts, strict=True):
-        if cell.cell_type == "code":
-            cell.execution_count = count  # these cells did run: only their pictures are left out
+    for cell in notebook.cells:
+        if "real-photos" in cell.metadata.get("tags", []):
+            cell.outputs = without_photographs(cell)
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
                 output.data["image/png"] = smaller(output.data["image/png"])
+                about = output.metadata.setdefault("image/png", nbformat.NotebookNode())
+                if "alt" not in about and "alt" in cell.metadata:
+                    about.alt = output.data["text/plain"] = cell.metadata.alt
         for key in ("execution", "papermill"):  # times of day
             cell.metadata.pop(key, None)
     for key in ("papermill", "widgets"):

@@ -26,7 +26,7 @@ from torchvision.transforms import v2
 
 from faces.files import WEIGHTS, WEIGHTS_64, atomic_write
 from faces.images import to_uint8
-from faces.notebook import RANGES, change_notebook, load_definitions, load_ideas
+from faces.notebook import RANGES, Definitions, change_notebook, load_definitions, load_ideas
 from faces.properties import sample_balanced
 
 # ------------------------------------------------------------------------ faces
@@ -178,7 +178,7 @@ def load_generator(
             raise ValueError(f"they were trained with {reprlib.repr(idea)}, which is not in ideas/")
         ideas = load_ideas(idea).values()
         notebook = load_definitions()
-        failures = notebook.failures()
+        failures = Definitions.failures(notebook)
         change_notebook(notebook, ideas)
         notebook.z_size, notebook.device = z_size, torch.device("cpu")
         sizes = (8, conv_dim, z_size, image_size)

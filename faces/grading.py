@@ -241,9 +241,9 @@ def _define(piece: _Piece, module: types.ModuleType) -> None:
 
 
 def _unwritten(names: dict[str, Any], needed: set[str]) -> rubric.NotWritten | None:
-    """What of the parts that are needed is not written yet, if anything."""
+    """What of the names that are needed is not written yet, if anything."""
     try:
-        for name in sorted(needed & WANTED & names.keys()):
+        for name in sorted(needed & names.keys()):
             rubric.check_written(names[name])
     except rubric.NotWritten as error:
         return error
@@ -273,7 +273,7 @@ def find(module: types.ModuleType, name: str) -> Any:
     causes = [error for names, error in module.__broken__ if name in names]
     missing = rubric.NotFound(f"the notebook does not define {name}.")
     found = vars(module).get(name, missing)
-    if found is missing or (found is ... and causes):  # what was to replace the dots broke
+    if found is missing:
         return (causes or [missing])[0]
     if isinstance(found, BaseException):
         return rubric.Wrong(f"{name} is an exception, {type(found).__name__}. Define it.")

@@ -38,7 +38,10 @@ _COMPUTE_NOTHING |= {"generator", "grading", "show", "starter"}
 
 
 class Definitions(ModuleType):
-    """What a notebook defines. Asked for anything else, it names what could not be run."""
+    """What a notebook defines. Asked for anything else, it names what could not be run.
+
+    Call its methods by the class: a notebook may define the same names.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(f"{path.stem} (notebook)")
@@ -46,7 +49,7 @@ class Definitions(ModuleType):
         self._failures: list[str] = []
 
     def __getattr__(self, name: str) -> NoReturn:
-        raise AttributeError(f"{self.__file__} does not define {name}{self.failures()}")
+        raise AttributeError(f"{self.__file__} does not define {name}{Definitions.failures(self)}")
 
     def failures(self) -> str:
         """Name the first cells that could not be run, and why; an empty text if there are none."""
@@ -79,12 +82,12 @@ def load_definitions(notebook: str | Path = NOTEBOOK) -> Definitions:
     sys.modules[module.__name__] = module  # where pickle and apply_idea look for it
     for name, source, tags in _code_cells(path):
         kept = []
-        with module.noting_failures(name):
+        with Definitions.noting_failures(module, name):
             source = _to_python(source)
             kept = [statement for statement in ast.parse(source).body if _defines(statement)]
         linecache.cache[name] = (len(source), None, source.splitlines(True), name)
         for statement in kept:
-            with module.noting_failures(name):
+            with Definitions.noting_failures(module, name):
                 exec(compile(ast.Module([statement], []), name, "exec"), vars(module))
         if "build" in tags:
             used = dict(vars(module))
@@ -126,6 +129,8 @@ def _defines(statement: ast.stmt) -> bool:
         except ValueError:
             return False
         return True
+    if isinstance(statement, ast.Try):  # around imports, to say what is missing
+        return all(isinstance(inner, (ast.Import, ast.ImportFrom)) for inner in statement.body)
     return isinstance(statement, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef))
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import os
+import re
 import shutil
 import signal
 import threading
@@ -68,6 +69,15 @@ def blobs(n: int, height: int, width: int, seed: int) -> np.ndarray:
     """Smooth random colours, uint8 (n, height, width, 3)."""
     small = np.random.default_rng(seed).integers(0, 256, (n, 4, 4, 3), dtype=np.uint8)
     return np.stack([np.asarray(Image.fromarray(s).resize((width, height))) for s in small])
+
+
+def shorten(sources: list[str]) -> list[str]:
+    """The notebook's code cells with fewer steps in what it trains before the real training."""
+    code = "\n\0\n".join(sources)
+    for name, n_steps in {"ring_steps": 100, "bare_steps": 3}.items():
+        code, n = re.subn(rf"^{name} = [\d_]+$", f"{name} = {n_steps}", code, flags=re.MULTILINE)
+        assert n == 1, name
+    return code.split("\n\0\n")
 
 
 def load(folder: Path, **options: bool) -> np.ndarray:

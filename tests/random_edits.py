@@ -18,8 +18,8 @@ on and the results of the first run in its folder. It may
 Anything else is an old result shown as a new one, or an error that is hard to understand.
 
 Cells are found by what they do, not by their places. They are executed in this process, without
-figures and without the rubric's tests. Random numbers are seeded just before the networks are made,
-since an example further up may draw a different number of them.
+figures and without the rubric's tests. Random numbers are seeded just before the networks are made
+and trained, since the cells further up may draw a different number of them.
 """
 
 import argparse
@@ -50,7 +50,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from conftest import blobs
+from conftest import blobs, shorten
 
 import helpers
 from faces.files import HERE, NOTEBOOK
@@ -59,7 +59,8 @@ from faces.show import write_images
 TINY = {"preset": "quick", "idea": "", "max_images": 27, "n_epochs": 2, "batch_size": 8}
 TINY |= {"d_conv_dim": 4, "g_conv_dim": 4, "z_size": 10, "accelerate": False}
 RESULTS = ["losses.csv", "measures.csv", "samples.npz", "generator.safetensors"]
-SHOWING = ["show_images", "show_figure", "show_animation", "show_network", "explore"]
+SHOWING = ["show_images", "show_figure", "show_animation", "animate_points", "show_network"]
+SHOWING += ["explore"]
 LAYERS = {"ReLU": "ELU", "LeakyReLU": "ReLU", "BatchNorm2d": "InstanceNorm2d", "tanh": "sigmoid"}
 LAYERS |= {"Conv2d": "ConvTranspose2d", "ConvTranspose2d": "Conv2d", "Identity": "Tanh"}
 OPTIMIZERS = ["AdamW", "NAdam", "SGD", "RMSprop"]
@@ -67,6 +68,7 @@ OPTIONS = ["weight_decay=0.1", "amsgrad=True", "eps=1e-4", "maximize=True"]
 ADDED = ["%matplotlib inline", "!nvidia-smi", "names = !ls", "%%bash\necho hello", "%%time\nx = 1"]
 ADDED += ["def half_written(", "def draw():\n    pass", "batch_size = 4", "# a note", "print(1)"]
 INDIRECT = {"data", "held_out", "d_optimizer", "g_optimizer"}  # changed by another name perhaps
+NETWORKS = {"Discriminator", "Generator", "conv", "deconv"}  # of which D and G are made
 SENTENCE = re.compile(r"[\w'./-]+( [^ \n]+){4,}")
 
 # ------------------------------------------------------------------------ running
@@ -85,7 +87,7 @@ def read_notebook(**others: Any) -> list[str]:
     """The sources of the notebook's code cells, with tiny settings, and others, in their cell."""
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
-    sources = ["".join(cell["source"]) for cell in code]
+    sources = shorten(["".join(cell["source"]) for cell in code])
     (i,) = (i for i, c in enumerate(code) if "parameters" in c["metadata"].get("tags", []))
     settings = TINY | {"data_dir": "images", "output_dir": "run"} | others
     for name, value in settings.items():
@@ -113,7 +115,8 @@ def run(sources: list[str], place: Path) -> Ended:
     """Execute a notebook's code cells in a folder, as a kernel does one after the other."""
     module = types.ModuleType("edited_notebook")
     module.get_ipython = mock.MagicMock()  # for what a command of IPython becomes
-    number, building = next(_numbers), find_cells(sources, "build_network")[:1]
+    number = next(_numbers)
+    seeded = {*find_cells(sources, "build_network"), *find_cells(sources, "train")}
     with ExitStack() as stack:
         stack.enter_context(mock.patch.dict(sys.modules, {module.__name__: module}))
         stack.enter_context(mock.patch.dict(sys.modules, problem_unittests=mock.MagicMock()))
@@ -133,7 +136,7 @@ def run(sources: list[str], place: Path) -> Ended:
                 source = TransformerManager().transform_cell(source)
                 linecache.cache[name] = (len(source), None, source.splitlines(True), name)
                 code = compile(source, name, "exec")
-                if i in building:
+                if i in seeded:
                     torch.manual_seed(0)
                 exec(code, vars(module))
             except (Exception, SystemExit) as error:
@@ -406,8 +409,9 @@ class Edits:
             return True
         codes = [f.f_code for f, _ in traceback.walk_tb(ended.error.__traceback__)]
         here = [c for c in codes if c.co_filename.startswith("<run ")]
+        names = edit.names | ({"D", "G"} if edit.names & NETWORKS else set())
         is_edited = any(c.co_filename.endswith(f"cell {edit.cell}>") for c in here)
-        return (is_edited and edit.n_shift >= 0) or any(edit.names & {*c.co_names} for c in here)
+        return (is_edited and edit.n_shift >= 0) or any(names & {*c.co_names} for c in here)
 
 
 def main() -> None:

@@ -2,14 +2,17 @@
 
 import ast
 import base64
+import copy
 import io
 import math
 import os
 import re
+import runpy
 import subprocess
 import sys
 import traceback
 import types
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbconvert
@@ -19,7 +22,7 @@ import papermill
 import pytest
 import safetensors
 import torch
-from conftest import blobs
+from conftest import blobs, shorten
 from PIL import Image
 from random_edits import find_cells, read_notebook, run
 from torch import nn
@@ -32,6 +35,8 @@ from faces.show import write_images
 NOTEBOOK = nbformat.read(files.NOTEBOOK, as_version=4)
 CODE = [cell for cell in NOTEBOOK.cells if cell.cell_type == "code"]
 OUTPUTS = [output for cell in CODE for output in cell.outputs]
+TEXTS = [cell.source for cell in NOTEBOOK.cells if cell.cell_type == "markdown"]
+SAVING = files.HERE / ".ci" / "save_notebook.py"
 TINY = dict(max_images=27, batch_size=8, d_conv_dim=8, g_conv_dim=8, n_epochs=2, idea="r1")
 
 
@@ -39,32 +44,58 @@ def is_photo(cell: nbformat.NotebookNode) -> bool:
     return "real-photos" in cell.metadata.get("tags", [])
 
 
+def pictures(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    """The outputs of a cell that are pictures."""
+    return [o for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
+
+
+def pixels(png: str) -> bytes:
+    """The colours of a picture (base64)."""
+    return Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB").tobytes()
+
+
+def placeholder() -> bytes:
+    """The colours of the picture that takes the place of photographs."""
+    return runpy.run_path(str(SAVING))["placeholder"]().convert("RGB").tobytes()
+
+
 # ------------------------------------------------------------------------------ as it is committed
 
 
 def test_no_photograph_is_committed():
-    assert sum(map(is_photo, CODE)) >= 3
-    assert [cell.source for cell in CODE if is_photo(cell) and cell.outputs] == []
+    photos, expected = list(filter(is_photo, CODE)), placeholder()
+    assert len(photos) >= 3
+    for cell in photos:
+        (shown,) = (o for o in cell.outputs if o.output_type != "stream")
+        assert set(shown.data) == {"image/png", "text/plain"}
+        assert pixels(shown.data["image/png"]) == expected
 
 
 def test_a_run_is_saved_without_photographs(executed, tmp_path):
-    script = files.HERE / ".ci" / "save_notebook.py"
-    saved = tmp_path / "saved.ipynb"
-    subprocess.run([sys.executable, script, executed / "plain.ipynb", saved], check=True)
+    saved, instead = tmp_path / "saved.ipynb", placeholder()
+    subprocess.run([sys.executable, SAVING, executed / "plain.ipynb", saved], check=True)
     before = nbformat.read(executed / "plain.ipynb", as_version=4).cells
-    for old, new in zip(before, nbformat.read(saved, as_version=4).cells, strict=True):
-        assert new.source == old.source
-        if new.cell_type == "code":
-            kept = [] if is_photo(new) else old.outputs
-            for kind in ("text", "data"):
-                values = [
-                    [o[kind] for o in outputs if kind in o] for outputs in (new.outputs, kept)
-                ]
-                pictures = [[d.pop("image/png", "") for d in v if kind == "data"] for v in values]
-                assert list(map(pixels, pictures[0])) == list(map(pixels, pictures[1]))
-                assert values[0] == values[1] or "".join(values[0]) == "".join(values[1])
-            assert new.execution_count == old.execution_count
-    run = subprocess.run([sys.executable, script, executed / "executed.ipynb", saved])
+    after = nbformat.read(saved, as_version=4).cells
+    assert [cell.source for cell in after] == [cell.source for cell in before]
+    for old, new in zip(before, after, strict=True):
+        if new.cell_type != "code":
+            continue
+        assert new.execution_count == old.execution_count
+        printed, data, seen, texts = [], [], [], []
+        for cell in (old, new):
+            printed.append("".join(o.text for o in cell.outputs if o.output_type == "stream"))
+            data.append([o.data for o in cell.outputs if "data" in o and o not in pictures(cell)])
+            seen.append([pixels(p.data["image/png"]) for p in pictures(cell)])
+            about = [p.metadata.get("image/png", {}) for p in pictures(cell)]
+            texts.append([metadata.get("alt") for metadata in about])
+        assert printed[0] == printed[1]
+        if is_photo(new):
+            assert seen[0] and (seen[1], data[1], texts[1]) == ([instead], [], [new.metadata.alt])
+        else:
+            assert (seen[1], data[1]) == (seen[0], data[0])
+            assert texts[1] == [text or new.metadata.alt for text in texts[0]]
+        assert [p.data["text/plain"] for p in pictures(new)] == texts[1]
+    run = subprocess.run([sys.executable, SAVING, executed / "executed.ipynb", saved])
     assert run.returncode != 0  # it has settings of its own
 
 
@@ -88,10 +119,56 @@ def test_it_is_readable_where_it_is_not_run():
 
 
 def test_every_section_begins_with_text():
-    for cell in NOTEBOOK.cells:
-        if cell.cell_type == "markdown" and cell.source.startswith("#"):
-            assert len(cell.source.splitlines()) > 1, cell.source
+    for source in TEXTS:
+        for below in re.split(r"^#+ .*\n?", source, flags=re.MULTILINE)[1:]:
+            assert re.match(r"\s*([\w*>\"(]|!?\[)", below), source
     assert NOTEBOOK.cells[0].cell_type == "markdown"
+
+
+def test_each_picture_has_its_own_text_in_its_place(executed):
+    cells = nbformat.read(executed / "plain.ipynb", as_version=4).cells
+    texts = [cell.metadata.get("alt", "") for cell in filter(pictures, cells)]
+    assert len(texts) >= 15 and len(set(texts)) == len(texts)
+    assert [text for text in texts if len(text) < 20] == []
+    for picture in (picture for cell in CODE for picture in pictures(cell)):
+        text = picture.metadata["image/png"]["alt"]
+        assert len(text) >= 20 and picture.data["text/plain"] == text
+
+
+def test_each_picture_is_followed_by_text(executed):
+    cells = nbformat.read(executed / "plain.ipynb", as_version=4).cells
+    for cell, *after in zip(cells, cells[1:], cells[2:], strict=False):
+        if pictures(cell):
+            answers = after.pop(0) if cell.id == "quiz" else None
+            assert not answers or not pictures(answers)
+            assert after[0].cell_type == "markdown", cell.source
+
+
+def sentences(source: str) -> Iterator[str]:
+    """The sentences of a text cell, without tables, headings, pictures and addresses."""
+    text = re.sub(
+        r"\$\$.*?\$\$|!\[[^\]]*\]\([^)]*\)|</?(details|summary)>", "\n\n", source, flags=re.S
+    )
+    text = re.sub(r"\$[^$]+\$", "x", re.sub(r"<[^>]+>", "", text))
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
+    for paragraph in re.split(r"\n\s*\n|\n(?=#|\||[-*] |\d+\. )", text):
+        if not re.match(r"\s*(#|\||$)", paragraph):
+            end = r"(?<=[.?!])[\"')*_]*\s+(?=[^a-z])"
+            yield from (" ".join(sentence.split()) for sentence in re.split(end, paragraph))
+
+
+def test_sentences_are_short():
+    found = [sentence for source in TEXTS for sentence in sentences(source)]
+    assert len(found) > 400
+    assert [sentence for sentence in found if len(sentence.split()) > 45] == []
+
+
+def test_what_unfolds_says_what_it_is():
+    found = [tag for source in TEXTS for tag in re.findall(r"</?details>|</?summary>", source)]
+    assert found == ["<details>", "<summary>", "</summary>", "</details>"] * (len(found) // 4)
+    assert len(found) >= 4 * 10
+    for source in TEXTS:  # what follows is shown as text, not as HTML, after an empty line
+        assert source.count("</summary>\n\n") == source.count("<details>")
 
 
 def test_settings_are_few_and_have_values():
@@ -99,7 +176,8 @@ def test_settings_are_few_and_have_values():
     values = {s.targets[0].id: ast.literal_eval(s.value) for s in ast.parse(cell.source).body}
     assert list(values.values()).count(None) == 5
     assert set(values) == {"data_dir", "output_dir", "preset", "idea", *RANGES}
-    assert all("  # " in line for line in cell.source.splitlines() if line)
+    lines = [line for line in cell.source.splitlines() if not line.startswith("# ")]
+    assert len(lines) == len(values) and all("  # " in line for line in lines)
 
 
 # -------------------------------------------------------------------------------------- as it runs
@@ -166,9 +244,14 @@ def is_marked(png: str) -> bool:
     return bool(magenta.mean() > 0.005)
 
 
-def pixels(png: str) -> bytes:
-    """The colours of a picture (base64), or of none."""
-    return Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB").tobytes() if png else b""
+def write_short(path: Path) -> Path:
+    """Write the notebook with a short training on the ring, and a short bare loop."""
+    short = copy.deepcopy(NOTEBOOK)
+    code = [cell for cell in short.cells if cell.cell_type == "code"]
+    for cell, source in zip(code, shorten([cell.source for cell in code]), strict=True):
+        cell.source = source
+    nbformat.write(short, path)
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +271,7 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(pixels).save(images / f"{i}.png")
     settings = TINY | dict(data_dir=str(images.parent), output_dir=str(folder / "out"))
     papermill.execute_notebook(
-        files.NOTEBOOK,
+        write_short(folder / "short.ipynb"),
         folder / "executed.ipynb",
         parameters=settings,
         cwd=files.HERE,
@@ -315,7 +398,7 @@ def test_the_exported_script_runs_in_one_process_and_in_two(executed):
     files_written = [{p.name for p in (executed / n).glob("[!.]*")} for n in ("one", "two")]
     assert files_written[0] == files_written[1] and "interpolation.png" in files_written[0]
     # What two wrote, one can read; nothing but the training is run for it.
-    training = source.split("## Training loss")[0]
+    training = source.split("## Your faces")[0]
     training = re.sub(r"^( *)tests\.test_.*", r"\1pass", training, flags=re.MULTILINE)
     printed, resumed_losses = run_script(executed, "two", training, sys.executable)
     assert "nothing is left to train" in printed
@@ -346,7 +429,7 @@ def test_a_wrong_setting_ends_a_run_before_training(executed, tmp_path):
     places = dict(data_dir=str(executed / "images"), output_dir=str(tmp_path / "out"))
     with pytest.raises(papermill.PapermillExecutionError, match="There is no idea 'flop'"):
         papermill.execute_notebook(
-            files.NOTEBOOK,
+            executed / "short.ipynb",
             None,
             parameters=TINY | places | {"idea": "flop"},
             cwd=files.HERE,

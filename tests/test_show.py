@@ -55,9 +55,10 @@ def texts() -> list[str]:
 
 def test_a_drawn_network_names_every_layer_and_size(tmp_path):
     show.draw_network(Small(), torch.rand(2, 5), tmp_path / "network.png")
-    expected = ["5", "fc", "linear", "6 x 4 x 4", "deconv1", "4x4, stride 2", "4 x 8 x 8"]
-    expected += ["deconv2", "6x6, stride 2", "3 x 16 x 16", "conv1", "3x3, stride 1"]
-    expected += ["8 x 16 x 16", "score", "linear", "1"]
+    expected = ["5", "fc", "linear", "96\n= 6 x 4 x 4", "deconv1"]
+    expected += ["4x4, stride 2\nbatch norm\nReLU", "4 x 8 x 8", "deconv2", "6x6, stride 2"]
+    expected += ["3 x 16 x 16", "conv1", "3x3, stride 1", "8 x 16 x 16\n= 2048", "score", "linear"]
+    expected += ["1"]
     assert texts() == expected
     with Image.open(tmp_path / "network.png") as image:
         assert image.convert("L").getextrema()[1] == 255 and image.width >= 1000
@@ -71,9 +72,9 @@ def test_the_texts_of_a_large_network_do_not_overlap(channels, side):
     logit = nn.Linear(widths[-1] * (side // 16) ** 2, 1)
     network = nn.Sequential(*convs, nn.Flatten(), logit).requires_grad_(False)
     show.draw_network(network, torch.rand(1, 3, side, side))
-    assert [text for text in texts() if " x " in text] == [
-        f"{width} x {side >> i} x {side >> i}" for i, width in enumerate(widths)
-    ]
+    sizes = [f"{width} x {side >> i} x {side >> i}" for i, width in enumerate(widths)]
+    sizes[-1] += f"\n= {logit.in_features}"  # before and after the flattening
+    assert [text for text in texts() if " x " in text] == sizes
 
 
 @pytest.mark.parametrize("describe", [show.draw_network, show.layer_table])
@@ -141,6 +142,23 @@ def test_of_many_frames_sixty_are_saved_and_shown(tmp_path, monkeypatch):
                 seen.append(np.median(np.asarray(animation.convert("L"))))
             assert seen[0] < 3 and seen[-1] > 252
             assert np.abs(np.diff(seen) - 255 / 59).max() < 4  # at equal distances
+
+
+def test_points_can_be_watched_moving(tmp_path):
+    real, fakes = np.zeros((4, 2)), np.stack([np.full((5, 2), at) for at in (0.5, -4.0)])
+    show.animate_points(real, fakes, ["step 0", "step 1"], tmp_path / "points.gif")
+    with Image.open(tmp_path / "points.gif") as animation:
+        assert (animation.n_frames, animation.size) == (2, (320, 320))
+    _, axes = plt.subplots()
+    for points, side in zip(fakes, (1.6, 4.4), strict=True):  # what runs away stays in sight
+        show.draw_points(axes, real, points, "step")
+        assert axes.get_xlim() == axes.get_ylim() == pytest.approx((-side, side))
+    assert [len(shown.get_offsets()) for shown in axes.collections] == [4, 5, 4, 5]
+
+
+def test_columns_have_labels():
+    show.show_images(blobs(6, 8, 8, seed=0), 3, column_labels=["A", "", "B"])
+    assert [label.get_text() for label in plt.gca().get_xticklabels()] == ["A", "", "B"]
 
 
 def test_a_script_only_writes_the_animation(tmp_path, capsys):

@@ -43,7 +43,7 @@ def state_of(n_epochs: int, n_steps: int, side: int = 32, **changes: Any) -> Tra
 # ------------------------------------------------------------------------------- how it is drawn
 
 
-@pytest.mark.parametrize(("side", "shown"), [(32, 96), (64, 96), (112, 112)])
+@pytest.mark.parametrize(("side", "shown"), [(32, 96), (64, 64), (112, 112)])
 def test_faces_are_enlarged_each_alone_and_nothing_is_left_open(side, shown):
     state = state_of(3, 1500, side)
     with Image.open(io.BytesIO(show.draw_training(state))) as picture:
