@@ -129,8 +129,6 @@ def _defines(statement: ast.stmt) -> bool:
         except ValueError:
             return False
         return True
-    if isinstance(statement, ast.Try):  # around imports, to say what is missing
-        return all(isinstance(inner, (ast.Import, ast.ImportFrom)) for inner in statement.body)
     return isinstance(statement, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef))
 
 
