@@ -193,9 +193,9 @@ def test_a_changed_cell_still_defines_what_is_needed(weights, edit, old, new):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("def deconv(", "def deconv((", "'deconv' is not defined; .*cell 38 .*SyntaxError: "),
+        ("def deconv(", "def deconv((", "'deconv' is not defined; .*cell 45 .*SyntaxError: "),
         ("def build_network(", "def build(", "not define build_network$"),
-        ("class Generator(", "class Generator((", "'Generator' is not .*cell 39 could not"),
+        ("class Generator(", "class Generator((", "'Generator' is not .*cell 46 could not"),
         (
             "self.fc = ",
             "self.deconv0 = deconv(3, 3)\n        self.fc = ",
