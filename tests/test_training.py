@@ -301,7 +301,8 @@ def test_processes_with_other_images_are_refused(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     said = "  data: 'images 0' in process 0, 'images 1' in process 1"
     assert done.stderr.count(said) == 2 and "Connection" not in done.stderr
-    assert done.stdout == "prepared\n"
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("[Gloo] Rank")]
+    assert lines == ["prepared"]  # by one of them; older PyTorch adds lines of Gloo's
     assert not list((tmp_path / "run").glob("[!.]*"))
 
 
