@@ -86,4 +86,5 @@ def test_the_lesson_knows_of_ideas_only_the_name_that_a_preset_gives():
     cells = nbformat.read(NOTEBOOK, as_version=4).cells
     used = {name for c in cells if c.cell_type == "code" for name in identifiers(c.source)}
     assert {"discriminator_loss", "apply_idea"} <= used
-    assert not {name for name in used if plain(name) in ideas}
+    faces_in_equal_shares = {"balanced"}  # a variable, which only has the name of an idea
+    assert {name for name in used if plain(name) in ideas} <= faces_in_equal_shares
