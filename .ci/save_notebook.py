@@ -13,6 +13,7 @@ import nbformat
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from PIL import Image, ImageDraw, ImageFont
 
+LARGE = 200_000  # characters of a PNG in base64
 INSTEAD = "Photographs may not be published. Run this cell to see them."
 
 
@@ -24,15 +25,18 @@ def encode(image: Image.Image) -> str:
 
 
 def smaller(png: str) -> str:
-    """Compress a PNG (base64) again, without loss; its alpha channel goes if all is opaque.
+    """Compress a PNG (base64) again; its alpha channel goes if all is opaque.
 
-    An animated one stays as it is.
+    A large one, as of many faces, gets a palette of the 256 colours that suit it best. An animated
+    one stays as it is, since it has a palette.
     """
     image = Image.open(io.BytesIO(base64.b64decode(png)))
     if image.is_animated:
         return png
     if image.mode == "RGBA" and image.getextrema()[3] == (255, 255):
         image = image.convert("RGB")
+    if len(png) > LARGE:
+        image = image.convert("RGB").quantize(256, kmeans=4)
     return encode(image)
 
 
