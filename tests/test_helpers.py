@@ -302,6 +302,9 @@ def test_images_are_laid_out_row_by_row(tmp_path):
     grid = image_grid(images, columns=3)
     assert grid.shape == (2 * 6 + 2, 3 * 6 + 2, 3)
     assert [grid[2 + 6 * (i // 3), 2 + 6 * (i % 3), 0] for i in range(6)] == [0, 10, 20, 30, 40, 50]
+    larger = image_grid(images, columns=3, scale=3)  # each alone, so that the frames stay white
+    assert larger.shape == (2 * 14 + 2, 3 * 14 + 2, 3)
+    assert set(np.unique(larger)) == {0, 10, 20, 30, 40, 50, 255}
     helpers.show_images(images, 3, tmp_path / "grid.png", row_labels=["one", "two"])
-    with Image.open(tmp_path / "grid.png") as image:
-        assert image.width == 1000
+    with Image.open(tmp_path / "grid.png") as image:  # four times as large, and room for the labels
+        assert image.size == (3 * 18 + 2 + 110, 2 * 18 + 2)

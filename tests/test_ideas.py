@@ -96,7 +96,7 @@ def test_an_idea_is_hashed_with_what_it_is_made_of():
 
 @pytest.mark.parametrize("idea", ["flip", "nowhere.py", "flips+flop", "../ideas/flips"])
 def test_an_idea_that_is_not_there_is_named(notebook, idea):
-    with pytest.raises(ValueError, match="There is no idea '.*dropout, flips"):
+    with pytest.raises(ValueError, match="There is no idea '.*dropout, falling_rates, flips"):
         apply_idea(idea, notebook)
 
 

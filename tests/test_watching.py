@@ -201,7 +201,7 @@ def test_a_picture_that_fails_stops_no_training(tmp_path, shown, monkeypatch, ca
 # ----------------------------------------------------------------------- and nothing else changes
 
 
-ALIKE = ["", "conditional", "spectral_norm+dropout+residual"]
+ALIKE = ["", "conditional", "spectral_norm+dropout+deeper"]
 ALIKE += ["minibatch_standard_deviation+differentiable_augmentation+normal_latents+flips+balanced"]
 
 
