@@ -54,7 +54,8 @@ def without_photographs(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNo
     """The outputs of a cell that shows photographs: what it printed, and a grey box."""
     printed = [output for output in cell.outputs if output.output_type == "stream"]
     data = {"image/png": encode(placeholder()), "text/plain": ""}
-    return [*printed, nbformat.v4.new_output("display_data", data)]
+    metadata = {"placeholder": True}
+    return [*printed, nbformat.v4.new_output("display_data", data, metadata=metadata)]
 
 
 def main(executed: str, target: str) -> None:

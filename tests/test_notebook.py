@@ -76,7 +76,7 @@ def test_no_photograph_is_committed():
     for cell in photos:
         (shown,) = (o for o in cell.outputs if o.output_type != "stream")
         assert set(shown.data) == {"image/png", "text/plain"}
-        assert pixels(shown.data["image/png"]) == expected
+        assert pixels(shown.data["image/png"]) == expected and shown.metadata.placeholder
 
 
 def test_a_run_is_saved_without_photographs(executed, tmp_path):
