@@ -72,9 +72,8 @@ def generate_faces(
         draw, sample_z = load_generator(weights)
         if size is not None:
             draw = _reduce(draw, draw(sample_z(2)).shape[1], size)
-        torch.default_generator.manual_seed(
-            int(seed)
-        )  # torch.manual_seed would seed other devices too
+        # torch.manual_seed would seed other devices too
+        torch.default_generator.manual_seed(int(seed))
         if balanced:
             faces = sample_balanced(lambda size: draw(sample_z(size)), n)
             if len(faces) < n:

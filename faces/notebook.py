@@ -366,9 +366,8 @@ def hash_run(
     Returns:
         Hashes by the names of what they are of, such as "the code of scale".
     """
-    others = map(
-        train.__globals__.get, ("get_dataloader", "build_network")
-    )  # train() calls neither
+    not_called = ("get_dataloader", "build_network")  # by train() itself
+    others = map(train.__globals__.get, not_called)
     hashes = hash_functions(train, *others, *networks, settings=settings)
     hashes |= {f"the code of {n}": h for n, h in hash_ideas(settings.get("idea", "")).items()}
     return hashes | hash_package()

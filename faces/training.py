@@ -93,9 +93,8 @@ class Run:
         latest, self._asked = Run._latest, output_dir
         if latest is not None and not latest._is_training:  # its cell is run again
             latest._unlock()
-            if (
-                not resume and Path(str(output_dir)) == latest.folder
-            ):  # which that cell has put there
+            is_its_own = Path(str(output_dir)) == latest.folder  # which that cell has put there
+            if not resume and is_its_own:
                 self._asked = latest._asked
         self._lock: BaseFileLock | None = None
         self._is_training = False
