@@ -164,16 +164,18 @@ def find_images(
 
 
 def _images_below(folder: Path) -> Iterator[Path]:
-    visited, waiting = set(), [folder]
+    visited, waiting = set(), [(folder, os.path.realpath(folder))]
     while waiting:  # in Python 3.11, os.walk calls itself for each level, of which may be 1,000
-        place = waiting.pop()
-        if os.path.realpath(place) in visited:
+        place, real = waiting.pop()
+        if real in visited:
             continue
-        visited.add(os.path.realpath(place))
+        visited.add(real)
         walk = os.walk(place, onerror=files.refuse_unreadable)
         for _, folders, names in itertools.islice(walk, 1):
-            visible = sorted((name for name in folders if not is_hidden(name)), reverse=True)
-            waiting += [Path(place, name) for name in visible]
+            for name in sorted((name for name in folders if not is_hidden(name)), reverse=True):
+                path = Path(place, name)  # realpath looks at each folder above: for links only
+                is_link = path.is_symlink()
+                waiting.append((path, os.path.realpath(path) if is_link else f"{real}/{name}"))
             yield from (Path(place, name) for name in names if is_image_name(Path(name)))
 
 

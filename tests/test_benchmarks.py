@@ -24,6 +24,7 @@ from faces.notebook import apply_idea, load_definitions
 from faces.speed import cpu_flags
 
 
+@pytest.mark.slow
 def test_both_trainings_are_timed(image_dir, monkeypatch, capsys):
     figures = {}
     measure = speed.measure_throughput
@@ -101,6 +102,7 @@ class SlowEvaluator:
         return {"swd": int(faces.sum()), "diversity": 0.5}
 
 
+@pytest.mark.slow
 def test_both_trainings_are_measured_at_the_same_times(image_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(speed, "RunEvaluator", SlowEvaluator)
     options = ["--data-dir", image_dir, "--epochs", "4"]
@@ -200,6 +202,7 @@ def test_a_row_that_cannot_be_is_named(capsys, row, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_results_are_added_and_not_made_twice(image_dir, tmp_path, monkeypatch, capsys):
     made, runs = [], []
 
@@ -265,6 +268,7 @@ def test_a_row_is_added_to_a_table_made_before_a_column(tmp_path):
     assert ablation_table.read_rows(table) == [plain, flips]
 
 
+@pytest.mark.slow
 def test_a_table_is_of_runs_of_one_length(image_dir, tmp_path, monkeypatch, capsys):
     def run_notebook(settings, folder, data_dir, threads):
         leave_results(folder, settings["n_epochs"])

@@ -337,7 +337,7 @@ def run_command(command: list[str]) -> None:
     elif name == "docker":
         run_docker(rest)
     elif name == "pytest":
-        assert all((HERE / path).is_file() for path in rest), rest
+        assert rest in (["-m", "slow"], ["-m", ""]) or all((HERE / p).is_file() for p in rest), rest
     elif name == "git":
         assert rest[:2] == ["clone", "PUT-THE-ADDRESS-OF-THIS-REPOSITORY-HERE"]
     elif name == "cd":

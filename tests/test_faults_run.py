@@ -321,6 +321,7 @@ def test_functions_of_the_same_name_have_the_same_hashes_in_each_process(tmp_pat
 # ---------------------------------------------------------------------------------- random faults
 
 
+@pytest.mark.slow
 def test_random_faults_of_each_kind_end_in_three_ways():
     script = Path(__file__).with_name("random_faults.py")
     command = [sys.executable, script, "--faults", "22", "--seed", "61"]

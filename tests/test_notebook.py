@@ -395,6 +395,7 @@ def run_script(executed: Path, name: str, source: str, *command: str) -> tuple[s
     return run.stdout, losses[:, 2:]
 
 
+@pytest.mark.slow
 def test_the_exported_script_runs_in_one_process_and_in_two(executed):
     source, _ = nbconvert.ScriptExporter().from_filename(executed / "executed.ipynb")
     printed, losses = run_script(executed, "one", source, sys.executable)
@@ -435,6 +436,7 @@ def test_a_wrong_setting_is_named_before_the_data_are_read(tmp_path, settings, m
             exec(cell.source, vars(notebook))
 
 
+@pytest.mark.slow
 def test_a_wrong_setting_ends_a_run_before_training(executed, tmp_path):
     places = dict(data_dir=str(executed / "images"), output_dir=str(tmp_path / "out"))
     with pytest.raises(papermill.PapermillExecutionError, match="There is no idea 'flop'"):

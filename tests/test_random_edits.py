@@ -1,8 +1,10 @@
 """Random edits of the notebook; ``python tests/random_edits.py`` makes more of them."""
 
+import pytest
 from random_edits import Edits
 
 
+@pytest.mark.slow
 def test_no_edit_shows_an_old_result_as_new(tmp_path):
     edits, ends, wrong = Edits(tmp_path), set(), []
     for number in range(14):

@@ -127,6 +127,7 @@ def test_d_gets_no_weight_gradients_in_gs_step(tmp_path):
         assert all(torch.equal(a, b) for a, b in zip(after_d, after_g, strict=True))
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_data(tmp_path):
     code = """
 import resource, sys
@@ -197,6 +198,7 @@ def test_a_complete_run_is_not_trained_again_but_can_be_made_longer(tmp_path, mo
     assert not differing_files(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_of_two_processes_both_stop_after_the_same_step(tmp_path):
     script = Path(__file__).with_name("small_training.py")
     command = [sys.executable, script, tmp_path / "run"]
@@ -274,6 +276,7 @@ def test_a_stop_before_the_first_step_comes_after_it(tmp_path, monkeypatch, caps
     assert not differing_files(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_the_cost_of_an_epoch_does_not_grow_with_their_number(tmp_path, monkeypatch):
     n_saved, save = [], np.savez_compressed
 
@@ -296,6 +299,7 @@ def test_the_cost_of_an_epoch_does_not_grow_with_their_number(tmp_path, monkeypa
     assert not differing_files(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_processes_with_other_images_are_refused(tmp_path):
     script = Path(__file__).with_name("small_training.py")
     command = [sys.executable, script, tmp_path / "run", "--other-images"]
@@ -318,6 +322,7 @@ def test_a_process_that_is_alone_prints_whatever_its_environment_says(monkeypatc
 # -------------------------------------------------------------------------------------- printing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["> {}/log", ">&- 2>&-", "2>&1 | head -n 3"])
 def test_no_output_stops_a_training(tmp_path, ending):
     folder = tmp_path / os.fsdecode(b"\xff\xc3\xa4 run")  # of which the first is no UTF-8
