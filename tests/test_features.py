@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks import ablation_table, features
 from faces.files import WEIGHTS
-from faces.generator import generate_faces
+from faces.generator import generate_faces, load_generator
 from faces.measures import frechet_and_kernel, nearest_images
 
 needs_network = pytest.mark.skipif(
@@ -209,6 +209,14 @@ def test_files_and_runs_are_measured(tmp_path, image_dir, monkeypatch, capsys):
     assert itself["weights"].endswith("faces/checkpoint.pt")
     assert average["frechet"] == shipped["frechet"] != itself["frechet"]
     assert sorted(path.name for path in run.rglob("*")) == before
+
+
+def test_wider_latents_are_latents_times_a_factor(tmp_path):
+    draw, sample_z = load_generator(WEIGHTS)
+    wider, _ = load_generator(features.widen_latents(WEIGHTS, 1.5, tmp_path / "x.safetensors"))
+    z = sample_z(10)
+    faces, expected = (images.astype(int) for images in (wider(z), draw(1.5 * z)))
+    assert np.abs(faces - expected).max() <= 1 < np.abs(faces - draw(z)).mean()
 
 
 def test_what_is_no_run_is_named(tmp_path, capsys):
