@@ -242,7 +242,7 @@ def _collect(sets: list[dict[str, float]]) -> MeasuresBySet:
 def paint_background(images: np.ndarray) -> np.ndarray:
     """Paint images, uint8 (n, side, side, 3), as ideas/plain_background.py does: a new array."""
     paint = load_ideas("plain_background")["plain_background"].paint
-    painted = np.empty_like(images)
+    painted = np.empty(images.shape, np.uint8)
     for start in range(0, len(images), 1000):
         x = torch.from_numpy(np.array(images[start : start + 1000])).permute(0, 3, 1, 2)
         painted[start : start + 1000] = to_uint8(paint(x / 127.5 - 1))

@@ -536,8 +536,9 @@ def blocks(images: Images) -> Iterator[Images]:
 
 def release_memory(array: Images) -> None:
     """Let go of the pages of a mapped file that were read so far; reading them again works."""
-    if isinstance(array, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
-        array._mmap.madvise(mmap.MADV_DONTNEED)
+    mapped = getattr(array, "_mmap", None)  # None of a copy, which has the type of a mapped file too
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def to_uint8(images: Tensor) -> np.ndarray:

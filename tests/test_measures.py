@@ -348,6 +348,13 @@ def test_of_few_images_two_are_held_out(image_dir, tmp_path):
         find_images(few, split="held-out")
 
 
+def test_a_copy_of_a_mapped_file_is_read_like_the_file(tmp_path):
+    np.save(tmp_path / "images.npy", np.ones((10, 4, 4, 3), np.uint8))
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    assert isinstance(mapped.copy(), np.memmap)
+    assert fingerprint(mapped.copy()) == fingerprint(mapped)
+
+
 def test_other_images_have_another_fingerprint():
     images = blobs(10, 8, 8, seed=0)
     assert fingerprint(images).startswith("10 images, ")
