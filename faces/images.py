@@ -536,7 +536,7 @@ def blocks(images: Images) -> Iterator[Images]:
 
 def release_memory(array: Images) -> None:
     """Let go of the pages of a mapped file that were read so far; reading them again works."""
-    mapped = getattr(array, "_mmap", None)  # None of a copy, which has the type of a mapped file too
+    mapped = getattr(array, "_mmap", None)  # None of a copy, which has the type all the same
     if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
         mapped.madvise(mmap.MADV_DONTNEED)
 
