@@ -173,9 +173,10 @@ def _images_below(folder: Path) -> Iterator[Path]:
         walk = os.walk(place, onerror=files.refuse_unreadable)
         for _, folders, names in itertools.islice(walk, 1):
             for name in sorted((name for name in folders if not is_hidden(name)), reverse=True):
-                path = Path(place, name)  # realpath looks at each folder above: for links only
-                is_link = path.is_symlink()
-                waiting.append((path, os.path.realpath(path) if is_link else f"{real}/{name}"))
+                inside = os.path.join(real, name)
+                if os.path.islink(inside):  # realpath looks at each folder above it
+                    inside = os.path.realpath(inside)
+                waiting.append((Path(place, name), inside))
             yield from (Path(place, name) for name in names if is_image_name(Path(name)))
 
 
