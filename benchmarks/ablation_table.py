@@ -174,10 +174,9 @@ def format_table(table: Table) -> str:
         if len(plain) > 1:
             least = least_significant_difference(table, column, 1, len(plain))
             about += (
-                f" The plain recipe's {len(plain)} seeds have a {shown[column]} from "
-                f"{min(plain):.1f} to {max(plain):.1f}: by the spread over seeds, pooled over the "
-                f"rows with several, another row's one seed must be {least:.1f} from their mean to "
-                "count."
+                f" The plain recipe's {len(plain)} seeds end at a {shown[column]} of "
+                f"{min(plain):.1f} to {max(plain):.1f}; to count, another row's single seed must be "
+                f"{least:.1f} from their mean (by the spread of all rows with several seeds)."
             )
     lines = [f"### {steps:,} steps, {runs[0]['conv_dim']} channels", "", about, ""]
     lines += [f"| row | seeds | steps | {' | '.join(shown.values())} | |"]

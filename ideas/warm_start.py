@@ -1,7 +1,7 @@
 """Warm start: G begins with the weights that come with the project, and goes on learning.
 
-D begins anew, and would spoil at first what G can do already. So D learns alone for a twelfth of
-the steps; over the next twelfth G's learning rate rises to its full value. Together with
+D begins anew, and would spoil at first what G can do already. So D learns alone for an eighth of
+the steps; over the next eighth G's learning rate rises to its full value. Together with
 falling_rates it must come after it. It needs images of 32x32 or 64x64 pixels.
 """
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn, optim
 from faces.files import WEIGHTS, WEIGHTS_64
 from faces.generator import read_weights
 
-SHARE = 1 / 12  # of the steps
+SHARE = 1 / 8  # of the steps
 
 
 def patch(notebook: ModuleType) -> None:
@@ -42,8 +42,9 @@ def modify(D: nn.Module, G: nn.Module) -> None:
             f"image_size is {size}: the idea warm_start needs 32 or 64, the sizes of the weights "
             "that come with the project."
         )
-    state, _ = read_weights(WEIGHTS if size == 32 else WEIGHTS_64)
-    G.load_state_dict(state)
+    if not G.fc.weight.is_meta:  # else only its layout is asked for
+        state, _ = read_weights(WEIGHTS if size == 32 else WEIGHTS_64)
+        G.load_state_dict(state)
 
 
 def scale_rate(optimizer: optim.Optimizer, factor: float) -> None:

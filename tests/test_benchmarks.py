@@ -320,10 +320,9 @@ def test_the_table_has_a_line_for_each_row_the_closest_first(tmp_path):
         lines = readme.read_text().splitlines()
         assert lines[0] == "Before" and lines[-1] == "After" and "old" not in lines
         assert "### 6,072 steps, 32 channels" in lines and lines.count(ablation_table.END) == 1
-        told = "2 seeds have a distance from 20.0 to 23.0: by the spread over seeds, pooled over "
-        told += "the rows with several, another row's "
+        told = "2 seeds end at a distance of 20.0 to 23.0; to count, another row's single "
         least = 12.71 * 3 / 2**0.5 * 1.5**0.5  # Student's t with one degree of freedom
-        assert any(f"{told}one seed must be {least:.1f} from their mean" in line for line in lines)
+        assert any(f"{told}seed must be {least:.1f} from their mean" in line for line in lines)
         cells = [[c.strip() for c in line.split("|")[1:-1]] for line in lines if "|" in line][2:]
         names = ["**real faces**", "`flips`", "**plain**", "`keep_last_batch`", "`beta1=0.9`"]
         assert [line[0] for line in cells] == names

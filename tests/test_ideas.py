@@ -14,8 +14,8 @@ from small_training import act_at, differing_files, prepare, train
 from torch import nn
 from torch.utils.data import DataLoader
 
-from faces.files import HERE
-from faces.generator import generate_faces
+from faces.files import HERE, WEIGHTS
+from faces.generator import generate_faces, read_weights
 from faces.images import FaceDataset, to_uint8
 from faces.notebook import IDEAS, apply_idea, hash_ideas, load_definitions, load_ideas
 from faces.parallel import SyncBatchNorm2d
@@ -121,7 +121,7 @@ def test_a_run_does_not_go_on_with_another_idea(tmp_path):
     assert "the code of flips.py: " in str(caught.value)
 
 
-DRAWN = ["normal_latents", "deeper", "balanced", "keep_last_batch", "conditional"]
+DRAWN = ["normal_latents", "deeper", "balanced", "keep_last_batch", "conditional", "warm_start"]
 
 
 @pytest.mark.parametrize("name", [*DRAWN, "resize_convolution", "relativistic_r1_r2"])
@@ -234,6 +234,29 @@ def test_falling_rates_go_on_where_they_stopped(tmp_path):
     assert differing_files(tmp_path / "stopped", tmp_path / "whole") == []
 
 
+def test_a_warm_start_lets_d_learn_alone_before_g(tmp_path):
+    notebook = prepare(tmp_path, idea="falling_rates+warm_start", n_images=32)
+    shipped, _ = read_weights(WEIGHTS)
+    assert all(torch.equal(v, shipped[k].to(v)) for k, v in notebook.G.state_dict().items())
+    rates, weights = [], []
+
+    def note(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        rates.append(optimizer.param_groups[0]["lr"])
+        weights.append(notebook.G.fc.weight.detach().clone())
+
+    notebook.g_optimizer.register_step_pre_hook(note)
+    train(notebook, 6)  # 24 steps: D learns alone for 3
+    factors = [0, 0, 0, 0, 1 / 3, 2 / 3, *[1] * 10, *[n / 8 for n in range(8, 0, -1)]]
+    assert rates == pytest.approx([0.0002 * factor for factor in factors])
+    assert all(torch.equal(x, weights[0]) for x in weights[:5])
+    assert not torch.equal(weights[5], weights[0])
+
+
+def test_a_warm_start_needs_a_size_of_the_weights(tmp_path):
+    with pytest.raises(ValueError, match="image_size is 48: the idea warm_start needs 32 or 64"):
+        prepare(tmp_path, idea="warm_start", image_size=48)
+
+
 def test_photographs_are_grey_around_the_face(notebook):
     apply_idea("plain_background", notebook)
     x = torch.rand(4, 3, 64, 64)
@@ -330,7 +353,10 @@ def test_hinge_losses_leave_sure_answers_alone(notebook):
     assert notebook.generator_loss(means, real, fake).item() == 3
 
 
-@pytest.mark.parametrize(("name", "n_slopes"), [("r1", 1), ("relativistic_r1_r2", 2)])
+PENALTIES = [("r1", 1), ("r1_on_a_quarter", 1), ("relativistic_r1_r2", 2)]
+
+
+@pytest.mark.parametrize(("name", "n_slopes"), PENALTIES)
 def test_penalties_are_the_squared_slopes(notebook, name, n_slopes):
     def D(x: torch.Tensor) -> torch.Tensor:
         return (slope * x).sum(dim=(1, 2, 3)).unsqueeze(1)
@@ -345,6 +371,18 @@ def test_penalties_are_the_squared_slopes(notebook, name, n_slopes):
     assert loss.item() - plain == pytest.approx(n_slopes * 0.025 * slope.square().sum().item())
     (gradient,) = torch.autograd.grad(loss, slope)  # the penalty's is n_slopes * 0.05 * slope
     assert (gradient * slope).sum() > 0
+
+
+def test_a_quarter_of_the_photographs_is_penalised(notebook):
+    def D(x: torch.Tensor) -> torch.Tensor:
+        return (x**2 / 2).sum(dim=(1, 2, 3)).unsqueeze(1)  # its slope at x is x
+
+    apply_idea("r1_on_a_quarter", notebook)
+    real, fake = torch.rand(2, 8, 3, 8, 8)
+    for n, images in ((2, real), (2, real[:3])):  # at least two
+        plain = notebook.real_loss(D(images)) + notebook.fake_loss(D(fake))
+        penalty = notebook.discriminator_loss(D, images, fake) - plain
+        assert penalty.item() == pytest.approx(0.025 * images[:n].square().sum().item() / n)
 
 
 def slope_at(D: nn.Module, images: torch.Tensor) -> torch.Tensor:
