@@ -14,8 +14,8 @@ from small_training import act_at, differing_files, prepare, train
 from torch import nn
 from torch.utils.data import DataLoader
 
-from faces.files import HERE, WEIGHTS
-from faces.generator import generate_faces, read_weights
+from faces.files import HERE
+from faces.generator import generate_faces
 from faces.images import FaceDataset, to_uint8
 from faces.notebook import IDEAS, apply_idea, hash_ideas, load_definitions, load_ideas
 from faces.parallel import SyncBatchNorm2d
@@ -121,7 +121,7 @@ def test_a_run_does_not_go_on_with_another_idea(tmp_path):
     assert "the code of flips.py: " in str(caught.value)
 
 
-DRAWN = ["normal_latents", "deeper", "balanced", "keep_last_batch", "conditional", "warm_start"]
+DRAWN = ["normal_latents", "deeper", "balanced", "keep_last_batch", "conditional"]
 
 
 @pytest.mark.parametrize("name", [*DRAWN, "resize_convolution", "relativistic_r1_r2"])
@@ -232,29 +232,6 @@ def test_falling_rates_go_on_where_they_stopped(tmp_path):
     assert len(train(stopped, 3)) == 12
     assert train(prepare_in("stopped"), 3) == whole
     assert differing_files(tmp_path / "stopped", tmp_path / "whole") == []
-
-
-def test_a_warm_start_lets_d_learn_alone_before_g(tmp_path):
-    notebook = prepare(tmp_path, idea="falling_rates+warm_start", n_images=32)
-    shipped, _ = read_weights(WEIGHTS)
-    assert all(torch.equal(v, shipped[k].to(v)) for k, v in notebook.G.state_dict().items())
-    rates, weights = [], []
-
-    def note(optimizer: torch.optim.Optimizer, *_: object) -> None:
-        rates.append(optimizer.param_groups[0]["lr"])
-        weights.append(notebook.G.fc.weight.detach().clone())
-
-    notebook.g_optimizer.register_step_pre_hook(note)
-    train(notebook, 6)  # 24 steps: D learns alone for 3
-    factors = [0, 0, 0, 0, 1 / 3, 2 / 3, *[1] * 10, *[n / 8 for n in range(8, 0, -1)]]
-    assert rates == pytest.approx([0.0002 * factor for factor in factors])
-    assert all(torch.equal(x, weights[0]) for x in weights[:5])
-    assert not torch.equal(weights[5], weights[0])
-
-
-def test_a_warm_start_needs_a_size_of_the_weights(tmp_path):
-    with pytest.raises(ValueError, match="image_size is 48: the idea warm_start needs 32 or 64"):
-        prepare(tmp_path, idea="warm_start", image_size=48)
 
 
 def test_photographs_are_grey_around_the_face(notebook):
