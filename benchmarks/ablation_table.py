@@ -175,8 +175,8 @@ def format_table(table: Table) -> str:
             least = least_significant_difference(table, column, 1, len(plain))
             about += (
                 f" The plain recipe's {len(plain)} seeds end at a {shown[column]} of "
-                f"{min(plain):.1f} to {max(plain):.1f}; to count, another row's single seed must be "
-                f"{least:.1f} from their mean (by the spread of all rows with several seeds)."
+                f"{min(plain):.1f} to {max(plain):.1f}; to count, another row's single seed must "
+                f"be {least:.1f} from their mean (by the spread of all rows with several seeds)."
             )
     lines = [f"### {steps:,} steps, {runs[0]['conv_dim']} channels", "", about, ""]
     lines += [f"| row | seeds | steps | {' | '.join(shown.values())} | |"]
