@@ -531,7 +531,8 @@ def test_a_summary_has_figures_of_the_tables(page):
         for column, cell in zip(header, row, strict=True)
         if any(name in column for name in TOLD)
     ]
-    cells += re.findall("must be [0-9.]+[0-9] from", read_prose(page))  # to be more than chance
+    chance = "distance in features of [^;|]*; to count, [^;|]*? must be ([0-9.]+) from"
+    cells += re.findall(chance, read_prose(page))
     values = [float(n.replace(",", "")) for cell in cells for n in NUMBER.findall(cell)]
     values += [100 * value for value in values if value < 1]
     shown = NUMBER.findall(re.sub(r"\d+x\d+|\d+ channels|R\d|`[^`]+`", "", summary))
