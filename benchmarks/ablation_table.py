@@ -24,11 +24,13 @@ PHOTOGRAPHS = (REAL, BALANCED)
 PIXEL_MEASURES = ["swd", "swd_32", "swd_16", "diversity", "nearest"]  # the notebook's Evaluator's
 FEATURE_MEASURES = ["frechet", "kernel", "precision", "recall", "density", "coverage"]
 FEATURE_MEASURES += ["chequerboard"]  # of the pixels, but measured beside the others
-COLUMNS = ["row", "seed", "epochs", "conv_dim", "steps", "images", "seconds", *PIXEL_MEASURES]
+COLUMNS = ["row", "seed", "epochs", "conv_dim", "steps", "images", "seconds", "tflop"]
+COLUMNS += PIXEL_MEASURES
 COLUMNS += [*(f"g_{name}" for name in PIXEL_MEASURES), *FEATURE_MEASURES, "g_frechet"]
 COLUMNS += ["d_loss", "g_loss", "ita_dark", "ita_distance"]
 COLUMNS += ["threads", "hardware", "settings", "data"]
 SHOWN = {  # columns of the table: title, digits
+    "tflop": ("work (TFLOP)", 0),
     "frechet": ("distance in features", 1),
     "recall": ("recall", 2),
     "coverage": ("coverage", 2),

@@ -21,8 +21,9 @@ the idea ``balanced``.
 Each result is appended to the CSV as soon as it is there, and one that is there already (with the
 same settings, ideas and images) is not made again: stop the program at any time and start it again.
 It does not notice a change of other code: delete the rows that one makes out of date. The column
-"seconds" is the time of the whole notebook, empty where it resumed a run that was stopped; "d_loss"
-and "g_loss" are means over the last 500 steps. ``--quick`` runs two rows at a small size.
+"seconds" is the time of the whole notebook, empty where it resumed a run that was stopped; "tflop"
+is the work of all steps, see ``count_step_flops``; "d_loss" and "g_loss" are means over the last
+500 steps. ``--quick`` runs two rows at a small size.
 """
 
 from __future__ import annotations
@@ -67,13 +68,13 @@ from benchmarks.features import (
     is_installed,
     load_photographs,
 )
-from benchmarks.machine import hardware
+from benchmarks.machine import FlopCounter, hardware
 from faces.data import get_data
 from faces.files import HERE, NOTEBOOK
 from faces.generator import generate_faces
 from faces.images import FaceDataset, fingerprint
 from faces.measures import Evaluator
-from faces.notebook import IDEAS, RANGES, hash_ideas, load_definitions
+from faces.notebook import IDEAS, RANGES, apply_idea, hash_ideas, load_definitions
 from faces.parallel import find_device
 from faces.properties import balancing_weights, ita_shares
 
@@ -170,6 +171,20 @@ def build_settings(row: str, seed: int, options: argparse.Namespace) -> dict[str
 def format_settings(settings: dict[str, Any]) -> str:
     """Write the settings and the hashes of the ideas' files as one text, for the CSV."""
     return json.dumps(settings | hash_ideas(settings["idea"]), sort_keys=True)
+
+
+def count_step_flops(settings: dict[str, Any]) -> int:
+    """Count the operations of a step, whatever the machine: those of ``FlopCounter``."""
+    notebook = load_definitions()
+    vars(notebook).update(settings, device=torch.device("cpu"))
+    apply_idea(settings["idea"], notebook)
+    size, widths = settings["image_size"], (notebook.d_conv_dim, notebook.g_conv_dim)
+    D, G = notebook.build_network(*widths, notebook.z_size, size)
+    notebook.d_optimizer, notebook.g_optimizer = notebook.build_optimizers(D, G)
+    n = settings["batch_size"]
+    with FlopCounter() as counter:
+        notebook.step(D, G, torch.rand(n, 3, size, size), notebook.sample_z(n))
+    return counter.total
 
 
 # ------------------------------------------------------------------------------------- one run
@@ -311,7 +326,8 @@ def run_missing(options: argparse.Namespace) -> int:
         figures |= {"steps": len(losses), "images": min(len(losses) * settings["batch_size"], most)}
         figures |= {name: float(losses[name][-500:].mean()) for name in ("d_loss", "g_loss")}
         figures |= {"seconds": seconds} if is_whole else {}
-        with lock:  # faces are drawn from the one random state
+        with lock:  # the ideas print, and faces are drawn from the one random state
+            figures |= {"tflop": count_step_flops(settings) * len(losses) / 1e12}
             figures |= evaluator.measure_run(folder / "faces")
         add(key, figures)
 

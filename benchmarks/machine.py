@@ -1,4 +1,4 @@
-"""What the benchmarks need to know of the machine, and an evaluator that costs no time."""
+"""What the benchmarks need to know of the machine and of the work it does."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import os
 import platform
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from faces.speed import cpu_flags
 
@@ -40,6 +43,29 @@ def hardware(device: torch.device) -> str:
         f"{name}; Python {platform.python_version()}, torch {torch.__version__}, "
         f"torchvision {torchvision.__version__}"
     )
+
+
+class FlopCounter(TorchDispatchMode):
+    """Counts the operations of convolutions and matrix products, 2 to a multiply-add.
+
+    It counts what runs inside of ``with FlopCounter() as counter``, by PyTorch's own formulas. Its
+    ``FlopCounterMode`` fails where a loss holds a gradient, as R1's does (PyTorch 2.14).
+
+    Attributes:
+        total: the operations so far.
+    """
+
+    total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run one operator and add what it costs."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if formula := flop_registry.get(func._overloadpacket):
+            self.total += formula(*args, **kwargs, out_val=result)
+        return result
 
 
 def wait_for(device: torch.device) -> None:

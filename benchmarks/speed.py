@@ -14,8 +14,8 @@ epoch in turn, with data and losses. It prints medians over the epochs. Time cou
 of an epoch to its last step, so that what is done once a run or once an epoch (a GPU's recording of
 the step; measures, result files and checkpoint) is left out; "seconds_beside" is how long that
 took. FLOP/s count the convolutions and matrix products of a step, 2 operations a multiply-add, with
-``torch.utils.flop_counter``; the peak is the best of many products of two square matrices, measured
-in each round. On two cores of an AMD EPYC (Zen 4) held to AVX2, at 32x32 and batch 128, the
+``FlopCounter`` of machine.py; the peak is the best of many products of two square matrices,
+measured in each round. On two cores of an AMD EPYC (Zen 4) held to AVX2, at 32x32 and batch 128, the
 notebook's loop does 67 % of the peak (0.130 of 0.193 TFLOP/s); on a GPU it has not been measured.
 
 ``time-to-quality`` starts both with the images' files, the usual solution with batches of 128, the
@@ -46,14 +46,13 @@ import torch
 from matplotlib.ticker import LogFormatter
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.ablation_table import Row, format_row, write_rows
 from benchmarks.ablations import RunEvaluator, load_settings
-from benchmarks.machine import QuickEvaluator, hardware, peak, wait_for
+from benchmarks.machine import FlopCounter, QuickEvaluator, hardware, peak, wait_for
 from faces.data import get_data
 from faces.files import HERE, atomic_write
 from faces.images import find_images, to_uint8
@@ -214,9 +213,9 @@ def count_step_flops(training: UsualTraining | NotebookTraining, settings: Setti
     """Count the operations of a step, as the difference between two batches and one."""
     counts = []
     for n_batches in (1, 2):
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounter() as counter:
             training.train(draw_batches(n_batches, settings))
-        counts.append(counter.get_total_flops())
+        counts.append(counter.total)
     return counts[1] - counts[0]
 
 

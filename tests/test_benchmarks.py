@@ -47,7 +47,14 @@ def test_both_trainings_are_timed(image_dir, monkeypatch, capsys):
     ratio = figures["notebook"]["images_per_s"] / figures["usual"]["images_per_s"]
     assert figures["notebook"]["ratio"] == pytest.approx(ratio)
     assert "images 20" in printed and "seconds_beside" in printed
-    # Multiply-adds of each network's layers for one image, forwards.
+    for name, operations in count_operations().items():
+        expected = 8 * operations / 1e9
+        assert figures[name]["gflop_per_step"] == pytest.approx(expected, rel=1e-3), name
+
+
+def count_operations() -> dict[str, int]:
+    """Count by hand what each loop's step does for one image of 32x32, with 64 channels."""
+    # Multiply-adds of each network's layers, forwards.
     first = 3 * 64 * 16 * 16**2  # between the image and 64 channels
     between = 3 * 64 * 128 * 16 * 8**2  # three layers with as many each
     d, g = first + between + 2048, 100 * 2048 + between + first
@@ -56,9 +63,7 @@ def test_both_trainings_are_timed(image_dir, monkeypatch, capsys):
     # for the weights and one for the input.
     usual = (3 * d + 2 * g) + (4 * d - first + 2 * g - fc) + (2 * d + 2 * g - fc)
     notebook = (3 * d + g) + (4 * d - 2 * first) + (d + 2 * g - fc)
-    for name, operations in {"usual": usual, "notebook": notebook}.items():
-        expected = 8 * 2 * operations / 1e9
-        assert figures[name]["gflop_per_step"] == pytest.approx(expected, rel=1e-3), name
+    return {"usual": 2 * usual, "notebook": 2 * notebook}
 
 
 @pytest.mark.parametrize(
@@ -181,6 +186,18 @@ def test_each_row_is_a_change_of_the_recipe_that_users_get():
     assert ablations.format_settings(settings).count('.py": "') == 2  # a hash of each idea's file
 
 
+def test_the_work_of_a_step_is_counted():
+    options = ablations.parse_options(["--conv-dim", "64"])
+
+    def count(row: str) -> int:
+        return ablations.count_step_flops(ablations.build_settings(row, 0, options))
+
+    assert count("plain") == pytest.approx(32 * count_operations()["notebook"], rel=1e-3)
+    assert count("batch_size=8") == pytest.approx(count("plain") / 4, rel=1e-3)
+    assert count("flips") == count("plain") < count("r1_on_a_quarter") < count("r1")
+    assert count("d_conv_dim=32") < count("plain") < count("image_size=64")
+
+
 @pytest.mark.parametrize(("text", "row"), [("", "plain"), (" flips  beta1=0.9", "flips beta1=0.9")])
 def test_a_rows_text_is_brought_to_one_form(text, row):
     assert ablations.parse_options(["--rows", text]).rows == [row]
@@ -233,6 +250,8 @@ def test_results_are_added_and_not_made_twice(image_dir, tmp_path, monkeypatch, 
     assert [row["row"] for row in rows] == ["plain", "flips", "flips", "plain"]
     assert [row["seconds"] for row in rows] == ["1.5"] * 3 + [""]  # it had begun before
     assert {row["steps"] for row in rows} == {"510"} and rows[0]["images"] == str(12 * n)
+    work = 510 * ablations.count_step_flops(made[0]) / 1e12  # flips cost nothing
+    assert {row["tflop"] for row in rows} == {f"{work:.4g}"}
     assert rows[0]["d_loss"] == "259.5" and rows[0]["g_loss"] == "519"  # of the last 500 steps
     for row in (real, balanced, *rows):
         assert 0 < float(row["swd"]) < 1000 and 0 < float(row["diversity"]) < 1
