@@ -15,8 +15,9 @@ of an epoch to its last step, so that what is done once a run or once an epoch (
 the step; measures, result files and checkpoint) is left out; "seconds_beside" is how long that
 took. FLOP/s count the convolutions and matrix products of a step, 2 operations a multiply-add, with
 ``FlopCounter`` of machine.py; the peak is the best of many products of two square matrices,
-measured in each round. On two cores of an AMD EPYC (Zen 4) held to AVX2, at 32x32 and batch 128, the
-notebook's loop does 67 % of the peak (0.130 of 0.193 TFLOP/s); on a GPU it has not been measured.
+measured in each round. On two cores of an AMD EPYC (Zen 4) held to AVX2, at 32x32 and batch 128,
+the notebook's loop does 67 % of the peak (0.130 of 0.193 TFLOP/s); on a GPU it has not been
+measured.
 
 ``time-to-quality`` starts both with the images' files, the usual solution with batches of 128, the
 notebook with all that its preset does, its decoding and the measures of each epoch too. The
