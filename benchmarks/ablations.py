@@ -22,7 +22,7 @@ Each result is appended to the CSV as soon as it is there, and one that is there
 same settings, ideas and images) is not made again: stop the program at any time and start it again.
 It does not notice a change of other code: delete the rows that one makes out of date. The column
 "seconds" is the time of the whole notebook, empty where it resumed a run that was stopped; "tflop"
-is the work of all steps, see ``count_step_flops``; "d_loss" and "g_loss" are means over the last
+is the work of all steps, see ``count_flops_per_image``; "d_loss" and "g_loss" are means over the last
 500 steps. ``--quick`` runs two rows at a small size.
 """
 
@@ -173,8 +173,8 @@ def format_settings(settings: dict[str, Any]) -> str:
     return json.dumps(settings | hash_ideas(settings["idea"]), sort_keys=True)
 
 
-def count_step_flops(settings: dict[str, Any]) -> int:
-    """Count the operations of a step, whatever the machine: those of ``FlopCounter``."""
+def count_flops_per_image(settings: dict[str, Any]) -> float:
+    """Count what a step does for each of its images, whatever the machine, by ``FlopCounter``."""
     notebook = load_definitions()
     vars(notebook).update(settings, device=torch.device("cpu"))
     apply_idea(settings["idea"], notebook)
@@ -184,7 +184,7 @@ def count_step_flops(settings: dict[str, Any]) -> int:
     n = settings["batch_size"]
     with FlopCounter() as counter:
         notebook.step(D, G, torch.rand(n, 3, size, size), notebook.sample_z(n))
-    return counter.total
+    return counter.total / n
 
 
 # ------------------------------------------------------------------------------------- one run
@@ -319,15 +319,17 @@ def run_missing(options: argparse.Namespace) -> int:
             return
         folder = name_folder(key, options.work_dir)
         is_whole = not (folder / "faces" / "checkpoint.pt").exists()
+        flops = count_flops_per_image(settings)
         seconds = run_notebook(settings, folder, data_dir, threads)
         losses = np.genfromtxt(folder / "faces" / "losses.csv", delimiter=",", names=True)
         most = evaluator.n_images * settings["n_epochs"]  # the last batch may be smaller
+        n_images = min(len(losses) * settings["batch_size"], most)
         figures = {"seed": seed, "epochs": options.epochs, "conv_dim": options.conv_dim}
-        figures |= {"steps": len(losses), "images": min(len(losses) * settings["batch_size"], most)}
+        figures |= {"steps": len(losses), "images": n_images}
         figures |= {name: float(losses[name][-500:].mean()) for name in ("d_loss", "g_loss")}
         figures |= {"seconds": seconds} if is_whole else {}
-        with lock:  # the ideas print, and faces are drawn from the one random state
-            figures |= {"tflop": count_step_flops(settings) * len(losses) / 1e12}
+        figures |= {"tflop": f"{flops * n_images / 1e12:.6g}"}  # the table rounds it once more
+        with lock:  # faces are drawn from the one random state
             figures |= evaluator.measure_run(folder / "faces")
         add(key, figures)
 

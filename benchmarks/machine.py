@@ -48,8 +48,9 @@ def hardware(device: torch.device) -> str:
 class FlopCounter(TorchDispatchMode):
     """Counts the operations of convolutions and matrix products, 2 to a multiply-add.
 
-    It counts what runs inside of ``with FlopCounter() as counter``, by PyTorch's own formulas. Its
-    ``FlopCounterMode`` fails where a loss holds a gradient, as R1's does (PyTorch 2.14).
+    It counts what runs inside of ``with FlopCounter() as counter``, by the formulas of
+    ``torch.utils.flop_counter``, whose own ``FlopCounterMode`` fails where a loss holds a gradient,
+    as R1's does (PyTorch 2.14). It counts nothing in inference mode, nor products with a vector.
 
     Attributes:
         total: the operations so far.
