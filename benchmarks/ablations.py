@@ -22,8 +22,8 @@ Each result is appended to the CSV as soon as it is there, and one that is there
 same settings, ideas and images) is not made again: stop the program at any time and start it again.
 It does not notice a change of other code: delete the rows that one makes out of date. The column
 "seconds" is the time of the whole notebook, empty where it resumed a run that was stopped; "tflop"
-is the work of all steps, see ``count_flops_per_image``; "d_loss" and "g_loss" are means over the last
-500 steps. ``--quick`` runs two rows at a small size.
+is the work of all steps, see ``count_flops_per_image``; "d_loss" and "g_loss" are means over the
+last 500 steps. ``--quick`` runs two rows at a small size.
 """
 
 from __future__ import annotations

@@ -535,7 +535,7 @@ def test_a_summary_has_figures_of_the_tables(page):
     cells += re.findall(chance, read_prose(page))
     values = [float(n.replace(",", "")) for cell in cells for n in NUMBER.findall(cell)]
     values += [100 * value for value in values if value < 1]
-    shown = NUMBER.findall(re.sub(r"\d+x\d+|\d+ channels|R\d|`[^`]+`", "", summary))
+    shown = NUMBER.findall(re.sub(r"\d+x\d+|\d+ channels|R\d|`[^`]+`|\]\(.*?\)", "", summary))
     assert len(shown) >= 9
     for figure in shown:
         assert figure in {round_like(value, figure) for value in values}, figure
