@@ -2,8 +2,8 @@
 
 The penalty is the squared gradient of D's logit with respect to the image (Mescheder et al., 2018,
 https://arxiv.org/abs/1801.04406). Batch norm stays in D. It mixes the images of a batch, so the
-gradient, of the batch's summed logits, is only about that of each image's own. No other weight of
-the penalty was tried.
+gradient, of the batch's summed logits, is only about that of each image's own. ideas/README.md says
+what other weights of the penalty did.
 """
 
 from types import ModuleType
