@@ -212,7 +212,7 @@ def draw_table(table: Table, path: Path) -> None:
     names = [name for name in table if name not in PHOTOGRAPHS]
     shown = {REAL, *names}
     panels = [c for c in PANELS if all(read_column(table[name], c) for name in shown)]
-    size, widths = (12, 1.2 + 0.27 * len(names)), [3] + [1] * (len(panels) - 1)
+    size, widths = (13, 1.2 + 0.27 * len(names)), [3] + [1] * (len(panels) - 1)
     figure, axes = plt.subplots(
         1, len(panels), figsize=size, width_ratios=widths, sharey=True, layout="constrained"
     )
@@ -228,10 +228,10 @@ def draw_table(table: Table, path: Path) -> None:
         axis.axvline(real, color="grey", linestyle=":")
         if column in ("frechet", "swd"):  # the worst are many times as far away as the best
             axis.set_xscale("log")
-            axis.xaxis.set_major_locator(LogLocator(subs=[1, 1.5, 2, 3, 4, 6]))
+            axis.xaxis.set_major_locator(LogLocator(subs=[1, 2, 3, 4, 6]))
             axis.xaxis.set_major_formatter("{x:g}")
             axis.xaxis.set_minor_locator(NullLocator())
-        axis.set_title(PANELS[column], fontsize=9)
+        axis.set_title(PANELS[column], fontsize=8)
         axis.grid(axis="y", alpha=0.3)
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
